@@ -1,0 +1,136 @@
+"""How a model is loaded and run: every setting of the library, defined once.
+
+From the fields below come the keywords, the builder, the command line's flags and the `EMBELLAMA_*`
+variables (`embellama.options`). The server adds its own fields beside these.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from embellama.errors import ConfigError
+
+Config = TypeVar("Config", bound="EngineConfig")
+
+# More contexts than this in one process stop paying: each holds its own compute buffers (tens of MB).
+MAX_AUTO_WORKERS = 8
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is loaded and run.
+
+    Build it from keywords, `EngineConfig(model_path="m.gguf")`, or step by step with `builder()`.
+    Whoever takes a config calls `checked()` first.
+    """
+
+    model_path: Annotated[str, Meta(min_length=1, description="GGUF file to load.")]
+    model_name: Annotated[str, Meta(description="Name to call it by; by default the file's name without .gguf.")] = ""
+    n_ctx: Annotated[int, Meta(ge=0, description="Most tokens in one text; 0 takes the model's own limit.")] = 0
+    num_workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Contexts that run at once; 0 takes one for each core, at most 8.",
+            extra={"flag": "workers"},
+        ),
+    ] = 0
+    n_threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=512,
+            description="Threads for one batch; 0 shares the cores between busy workers and gives them all to a lone one.",
+        ),
+    ] = 0
+    n_gpu_layers: Annotated[int, Meta(ge=-1, description="Layers to put on the GPU; -1 puts all there.")] = 0
+    max_batch_size: Annotated[int, Meta(ge=1, le=256, description="Most texts computed together in one batch.")] = 64
+    # llama.cpp masks an n × n square for a batch of n tokens, whatever the texts, so large batches waste work;
+    # small ones use the matrix units badly. 96 to 256 were within noise of the best on two x86 machines.
+    max_batch_tokens: Annotated[
+        int, Meta(ge=1, description="Most tokens computed together; a longer text goes alone.")
+    ] = 192
+    normalize: Annotated[bool, Meta(description="Scale each vector to unit length.")] = True
+
+    @staticmethod
+    def builder() -> "EngineConfigBuilder":
+        """Start a config to be built step by step: `builder().with_model_path("m.gguf").build()`."""
+        return EngineConfigBuilder()
+
+    def checked(self: Config) -> Config:
+        """Return this config with every field checked, and names and counts filled in.
+
+        Raises:
+            ConfigError: A field has the wrong type or is out of range.
+        """
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        values["model_path"] = os.fspath(self.model_path)
+        values["model_name"] = self.model_name or Path(self.model_path).stem
+        values["num_workers"] = self.num_workers or min(n_cores(), MAX_AUTO_WORKERS)
+        return convert(values, type(self))
+
+    @property
+    def n_threads_busy(self) -> int:
+        """Threads for a batch while other batches run."""
+        return self.n_threads or max(1, n_cores() // max(1, self.num_workers))
+
+    @property
+    def n_threads_alone(self) -> int:
+        """Threads for a batch that has the machine to itself."""
+        return self.n_threads or n_cores()
+
+
+class EngineConfigBuilder:
+    """Collects settings for an `EngineConfig`, one `with_<field>(value)` for each field."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        field = name.removeprefix("with_")
+        if field == name or field not in EngineConfig.__struct_fields__:
+            raise AttributeError(f"EngineConfigBuilder has no {name!r}; it has {', '.join(self.__dir__())}")
+
+        def setter(value: Any) -> "EngineConfigBuilder":
+            self._values[field] = value
+            return self
+
+        return setter
+
+    def __dir__(self) -> list[str]:
+        return ["build", *(f"with_{field}" for field in EngineConfig.__struct_fields__)]
+
+    def build(self) -> EngineConfig:
+        """Check everything and return the config.
+
+        Raises:
+            ConfigError: A field is missing, of the wrong type or out of range.
+        """
+        if "model_path" not in self._values:
+            raise ConfigError("model_path is missing: it names the GGUF file to load")
+        return EngineConfig(**self._values).checked()
+
+
+def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) -> Config:
+    """Turn field values into a config; with `strict` off, numbers may come as strings.
+
+    Raises:
+        ConfigError: Names the field, its value and what is allowed.
+    """
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$.")
+        field = where.rstrip("`")
+        value = f"{field} is {values[field]!r}: " if field in values else ""
+        raise ConfigError(f"{value}{reason[0].lower()}{reason[1:]}") from None
+
+
+def n_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

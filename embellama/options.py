@@ -1,0 +1,101 @@
+"""Settings on the command line: one flag and one `EMBELLAMA_*` variable for each field of a config struct.
+
+`num_workers` has the flag `--workers` and the variable `EMBELLAMA_WORKERS`; a field's description is its help.
+Flags win over variables, variables over defaults.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from msgspec.inspect import BoolType, IntType, LiteralType, Metadata
+
+from embellama.config import Config, convert
+from embellama.errors import EmbellamaError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def flag(field: str, kind: type[msgspec.Struct]) -> str:
+    """Return the flag of a field, without its dashes: ``num_workers`` has ``workers``."""
+    return _flags(kind)[field]
+
+
+def variable(flag: str) -> str:
+    """Return the environment variable of a flag: ``queue-size`` has ``EMBELLAMA_QUEUE_SIZE``."""
+    return f"EMBELLAMA_{flag.upper().replace('-', '_')}"
+
+
+def config_options(kind: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a click command an option for each field of `kind`, and call it with the checked config.
+
+    The command gets ``config: kind`` as its first argument. A wrong setting ends it with click's usage error,
+    which names the flag; any other error of ours ends it with one line and exit status 1.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**options: Any) -> Any:
+            values = {field: options.pop(field) for field in flags}
+            given = {field: value for field, value in values.items() if value is not None}
+            try:
+                config = convert(given, kind, strict=False).checked()
+            except EmbellamaError as error:
+                field = str(error).partition(" ")[0]
+                raise click.UsageError(f"--{flags[field]}: {error}" if field in flags else str(error)) from None
+            try:
+                return command(config, **options)
+            except EmbellamaError as error:
+                raise click.ClickException(str(error)) from error
+
+        for option in reversed(_options(kind)):
+            run = option(run)
+        return run
+
+    flags = _flags(kind)
+    return decorate
+
+
+def _flags(kind: type[msgspec.Struct]) -> dict[str, str]:
+    return {
+        field.name: _extra(field.type).get("flag", field.name.replace("_", "-"))
+        for field in msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]
+    }
+
+
+def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
+    return (type.extra or {}) if isinstance(type, Metadata) else {}
+
+
+def _options(kind: type[msgspec.Struct]) -> list[Callable[[Function], Function]]:
+    options = []
+    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        name = _flags(kind)[field.name]
+        inner = field.type.type if isinstance(field.type, Metadata) else field.type
+        names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"
+        type: Any = None
+        if isinstance(inner, LiteralType):
+            type = click.Choice(inner.values)
+        elif isinstance(inner, IntType):
+            type = int
+        default = None if field.required or field.default == "" else field.default
+        text = schema[field.name]["description"]
+        if default is not None:
+            shown = f"{'' if default else 'no-'}{name}" if isinstance(default, bool) else default
+            text = f"{text}  [default: {shown}]"
+        options.append(
+            click.option(
+                names,
+                field.name,
+                type=type,
+                default=None,
+                required=field.required,
+                envvar=variable(name),
+                show_envvar=True,
+                help=text,
+            )
+        )
+    return options
