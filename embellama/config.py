@@ -43,7 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(
             ge=0,
             le=512,
-            description="Threads for one batch; 0 shares the cores between busy workers and gives them all to a lone one.",
+            description="Threads for one batch; 0 gives each busy worker its share of the cores and a lone one all.",
         ),
     ] = 0
     n_gpu_layers: Annotated[int, Meta(ge=-1, description="Layers to put on the GPU; -1 puts all there.")] = 0

@@ -122,7 +122,9 @@ class EmbeddingEngine:
     def __enter__(self) -> "EmbeddingEngine":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _pool(self, model: str) -> "_Pool":
@@ -205,7 +207,7 @@ class _Pool:
 
     def _hand_out(self) -> None:
         for assignment in self._scheduler.assign():
-            tokens = [self._requests[text.request].tokens[text.index] for text in assignment.texts]
+            tokens = [self._requests[text.request].tokens[text.position] for text in assignment.texts]
             self._inboxes[assignment.worker].put(_Task(assignment, tokens))
 
     def _run(self, worker: int, started: "Future[None]") -> None:
@@ -230,7 +232,7 @@ class _Pool:
         with self._changed:
             answer = self._scheduler.complete(assignment.batch, assignment.worker)
             for row, text in answer.rows:
-                self._requests[text.request].rows[text.index] = rows[row]
+                self._requests[text.request].rows[text.position] = rows[row]
             finished = [self._requests.pop(id) for id in answer.finished]
             self._hand_out()
             self._changed.notify_all()
@@ -241,10 +243,10 @@ class _Pool:
     def _fail(self, assignment: Assignment, error: Exception) -> None:
         with self._changed:
             failures = self._scheduler.fail(assignment.batch, assignment.worker)
-            failed = [(self._requests.pop(failure.request), failure.index) for failure in failures]
+            failed = [(self._requests.pop(request), position) for request, position in failures]
             self._hand_out()
             self._changed.notify_all()
         reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
-        for request, index in failed:
+        for request, position in failed:
             if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(EmbeddingFailed(index, reason))
+                request.future.set_exception(EmbeddingFailed(position, reason))

@@ -13,22 +13,24 @@ from llama_cpp import llama_cpp as c_api
 logger = logging.getLogger("embellama.llama_cpp")
 
 # enum ggml_log_level (ggml.h): NONE 0, DEBUG 1, INFO 2, WARN 3, ERROR 4, CONT 5 (goes on with the line before).
-_WARN, _ERROR, _CONT = 3, 4, 5
+_ERROR, _CONT = 4, 5
 
 # llama.cpp reports a failed load by a null pointer and says why only in its log.
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 
 
-@c_api.llama_log_callback
+@c_api.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     line = text.decode("utf-8", "replace").strip(" .\n")
     if not line or level == _CONT:
         return
     if level == _ERROR:
         _errors.append(line)
-    # Its warnings are about files, not about what a user of this library did: nothing to wake anyone for.
-    logger.log(logging.INFO if level in (_WARN, _ERROR) else logging.DEBUG, "%s", line)
+    # Even its warnings are for those who ask: they are about files, not about what a user of this library did.
+    logger.debug("%s", line)
 
+
+__all__ = ["c_api", "last_error"]
 
 c_api.llama_log_set(_log, ctypes.c_void_p(0))
 c_api.llama_backend_init()

@@ -35,7 +35,7 @@ class Text(NamedTuple):
     """One text of one request."""
 
     request: int
-    index: int
+    position: int  # in the caller's list
 
 
 class Assignment(NamedTuple):
@@ -58,7 +58,7 @@ class Failure(NamedTuple):
     """A request that failed, by the one text at fault."""
 
     request: int
-    index: int
+    position: int  # in the caller's list
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +111,7 @@ class Scheduler:
         self._ring: dict[int, _Request] = {}  # those of them with waiting texts, the next one first
         self._waiting_tokens = 0
         self._again: deque[_Batch] = deque()  # batches that must run again, ahead of the ring
-        self._hands: dict[dict[int, _Batch]] = {}  # each ready worker's batches, the running one first
+        self._hands: dict[int, dict[int, _Batch]] = {}  # each ready worker's batches, the running one first
         self._deadlines: list[tuple[float, int]] = []  # heap
 
     @property

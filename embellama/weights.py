@@ -51,16 +51,22 @@ class Weights:
         weakref.finalize(self, c_api.llama_model_free, model).atexit = False
         self.model: Any = model
         self.vocab: Any = c_api.llama_model_get_vocab(model)
-        self.dim = c_api.llama_model_n_embd_out(model)
-        self.n_ctx_train = c_api.llama_model_n_ctx_train(model)
+        # From the file's metadata: llama.cpp does not fill its own in when it loads just the vocabulary.
+        self.n_ctx_train = self._number("context_length")
+        self.dim = self._number("embedding_length_out") or self._number("embedding_length")
         if c_api.llama_vocab_type(self.vocab) == c_api.LLAMA_VOCAB_TYPE_NONE:
             raise ModelLoadError(self.path, "it has no vocabulary")
+        if not self.n_ctx_train or not self.dim:
+            raise ModelLoadError(self.path, "it does not say its context length or embedding length")
 
     def metadata(self, key: str) -> str | None:
         """Return the GGUF's value for `key`, as llama.cpp prints it, or None."""
         buffer = ctypes.create_string_buffer(1024)
         n = c_api.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
         return None if n < 0 else buffer.value.decode("utf-8", "replace")
+
+    def _number(self, key: str) -> int:
+        return int(self.metadata(f"{self.metadata('general.architecture')}.{key}") or 0)
 
 
 def _check_file(path: Path) -> None:

@@ -1,0 +1,184 @@
+"""What goes over the wire: OpenAI's embeddings contract, its answers and its errors.
+
+bytes ── parse ──► EmbeddingsRequest ── … ──► rows ── encode ──► bytes
+                                   any error ── error_body ──► bytes, status, headers
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from embellama import errors
+from embellama.errors import EmbellamaError, InputError
+
+MAX_INPUTS = 2048  # OpenAI's limit
+
+
+class EmbeddingsRequest(msgspec.Struct):
+    """Body of ``POST /v1/embeddings``; fields it does not know are ignored, as OpenAI does."""
+
+    model: str
+    # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `texts_or_ids` does.
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class BadRequest(InputError):
+    """The request itself is wrong. `param` is the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BodyTooLarge(BadRequest):
+    """The body has more bytes than the server takes."""
+
+
+class NotFound(BadRequest):
+    """There is nothing at this path."""
+
+
+class MethodNotAllowed(BadRequest):
+    """The path does not answer this method."""
+
+
+# The library knows no HTTP: this is where its errors get their status, OpenAI's `type` and `code`. The most
+# particular class wins.
+STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
+    errors.InputError: (400, "invalid_request_error", None),
+    errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
+    NotFound: (404, "invalid_request_error", "not_found"),
+    MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
+    BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
+    errors.ModelError: (500, "server_error", "model_error"),
+    errors.ServiceError: (503, "server_error", "unavailable"),
+    errors.Overloaded: (503, "server_error", "overloaded"),
+    errors.DeadlineExceeded: (504, "server_error", "timeout"),
+    Exception: (500, "server_error", "internal_error"),
+}
+
+# Seconds a refused client is asked to wait; OpenAI's SDK obeys. Long against a batch, short for a person.
+RETRY_AFTER_S = 1
+
+_decoder = msgspec.json.Decoder(EmbeddingsRequest)
+
+
+def parse(body: bytes) -> EmbeddingsRequest:
+    """Decode and check a request body.
+
+    Raises:
+        BadRequest: It is not JSON, or a field is missing or of the wrong type; `param` names the field.
+    """
+    try:
+        request = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$.")
+        param = where.rstrip("`").partition("[")[0] or _field_in(reason)
+        raise BadRequest(f"{param}: {reason}" if where else reason, param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if request.input == "" or request.input == []:
+        raise BadRequest("input is empty; it must be a text, token ids, or a list of either", "input")
+    return request
+
+
+def texts_or_ids(value: str | list[Any]) -> tuple[list[str], None] | tuple[None, list[list[int]]]:
+    """Tell what `input` holds: texts, or lists of token ids.
+
+    Raises:
+        BadRequest: It mixes kinds, or holds more than `MAX_INPUTS`.
+    """
+    if isinstance(value, str):
+        return [value], None
+    kinds = {type(item) for item in value}
+    if len(kinds) > 1:
+        raise BadRequest("input mixes texts and token ids; it must be all of one kind", "input")
+    if kinds == {int}:
+        return None, [value]
+    if len(value) > MAX_INPUTS:
+        raise BadRequest(f"input has {len(value)} items; the limit is {MAX_INPUTS}", "input")
+    return (value, None) if kinds == {str} else (None, value)
+
+
+def cut(rows: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """Keep the first `dimensions` numbers of each row of ``(n, dim) float32``, and scale it back to unit length.
+
+    Raises:
+        BadRequest: `dimensions` is not from 1 to ``dim``.
+        EmbeddingFailed: Nothing of a row is left to scale.
+    """
+    check_dimensions(dimensions, rows.shape[1])
+    if dimensions is None or dimensions == rows.shape[1]:
+        return rows
+    rows = rows[:, :dimensions]
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not norms.all():
+        raise errors.EmbeddingFailed(int(norms.argmin()), f"its first {dimensions} dimensions are all zeros")
+    return rows / norms  # type: ignore[no-any-return]
+
+
+def check_dimensions(dimensions: int | None, dim: int) -> None:
+    """Raise `BadRequest` unless `dimensions` is None or from 1 to `dim`."""
+    if dimensions is not None and not 1 <= dimensions <= dim:
+        raise BadRequest(f"dimensions is {dimensions}; this model gives 1 to {dim}", "dimensions")
+
+
+def encode(rows: NDArray[np.float32], encoding_format: str, model: str, n_tokens: int) -> Iterator[bytes]:
+    """Write the answer, in pieces small enough for an event loop: each takes a few milliseconds at most.
+
+    base64 is of the row's little-endian float32, as OpenAI's.
+    """
+    yield b'{"object":"list","data":['
+    for start in range(0, len(rows), ROWS_A_PIECE):
+        items = [
+            {"object": "embedding", "index": start + i, "embedding": row}
+            for i, row in enumerate(_encoded(rows[start : start + ROWS_A_PIECE], encoding_format))
+        ]
+        yield (b"," if start else b"") + orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    yield b'],"model":%s,"usage":%s}' % (orjson.dumps(model), orjson.dumps(usage))
+
+
+# 64 rows of 1024 floats take orjson about 2 ms.
+ROWS_A_PIECE = 64
+
+
+def _encoded(rows: NDArray[np.float32], encoding_format: str) -> list[Any]:
+    if encoding_format == "base64":
+        return [base64.b64encode(row).decode() for row in np.ascontiguousarray(rows, "<f4")]
+    return list(np.ascontiguousarray(rows))
+
+
+def error_response(error: Exception) -> tuple[int, dict[str, str], bytes]:
+    """Turn an error into status, headers and OpenAI's error body; what is not ours tells no details."""
+    status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    index = getattr(error, "index", None)
+    param = getattr(error, "param", "model" if isinstance(error, errors.ModelNotFound) else None)
+    body: dict[str, Any] = {
+        "message": str(error) if isinstance(error, EmbellamaError) else "internal error",
+        "type": type_,
+        "param": "input" if index is not None else param,
+        "code": code,
+    }
+    if index is not None:
+        body["index"] = index
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    return status, headers, orjson.dumps({"error": body})
+
+
+def _field_in(reason: str) -> str | None:
+    """Find the field that a message such as "Object missing required field `model`" names."""
+    _, _, rest = reason.partition("field `")
+    return rest.partition("`")[0] or None

@@ -1,0 +1,179 @@
+"""The HTTP front: one way in, one way out.
+
+POST /v1/embeddings ──► read body ──► parse ──► tokenise ──► Dispatcher.submit ──► cut, encode ──► answer
+                           │            │          │               │
+                          413          400      400, 404        503, 504, 500     (api.STATUSES)
+
+GET /v1/models   what is served
+GET /health      200 once every worker is ready, 503 until then
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from embellama.batch import Tokens
+from embellama.errors import EmbellamaError, ModelNotFound
+from embellama.tokenizer import Tokenizer
+from embellama_server import api
+from embellama_server.config import ServerConfig
+from embellama_server.dispatcher import Dispatcher
+
+logger = logging.getLogger("embellama.app")
+
+# Texts up to this many characters in all are tokenised on the event loop, which takes about 1 ms per 2,000: less
+# than a thread's hand-over costs for most requests, and never a stall.
+INLINE_CHARACTERS = 4_000
+
+JSON = (b"content-type", b"application/json")
+
+
+class Server:
+    """What the routes share."""
+
+    def __init__(self, config: ServerConfig, tokenizer: Tokenizer, dispatcher: Dispatcher, dim: int, created: int):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.dispatcher = dispatcher
+        self.dim = dim
+        self.created = created
+
+    def app(self) -> Starlette:
+        """Build the ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/embeddings", _Embeddings(self), methods=["POST"]),
+                Route("/v1/models", self.models, methods=["GET"]),
+                Route("/health", self.health, methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: _http_error, Exception: _unexpected},
+        )
+
+    async def models(self, _: Request) -> Response:
+        model = {"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "embellama"}
+        return _json({"object": "list", "data": [model]})
+
+    async def health(self, _: Request) -> Response:
+        ready, total = self.dispatcher.n_ready, self.dispatcher.n_workers
+        status = "ok" if self.dispatcher.ready else "starting"
+        body = {"status": status, "workers": {"ready": ready, "total": total}}
+        return _json(body, 200 if self.dispatcher.ready else 503)
+
+
+class _Embeddings:
+    """``POST /v1/embeddings``, as plain ASGI: the one hot path."""
+
+    def __init__(self, server: Server):
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._read(scope, receive)
+            pieces = await self._answer(body, receive)
+        except ClientGone:
+            return
+        except Exception as error:
+            if not isinstance(error, EmbellamaError):
+                logger.exception("unexpected error")
+            await _respond(send, *api.error_response(error))
+        else:
+            await _respond(send, 200, {}, *pieces)
+
+    async def _answer(self, body: bytes, receive: Receive) -> list[bytes]:
+        server = self._server
+        request = api.parse(body)
+        if request.model != server.config.model_name:
+            raise ModelNotFound(request.model, [server.config.model_name])
+        api.check_dimensions(request.dimensions, server.dim)
+        tokens = await self._tokens(request)
+        n_tokens = sum(map(len, tokens))
+
+        future = server.dispatcher.submit(tokens)
+        watch = asyncio.ensure_future(_gone(receive))
+        watch.add_done_callback(lambda watch: None if watch.cancelled() else future.cancel())
+        try:
+            rows = await future
+        except asyncio.CancelledError:
+            if watch.done() and not watch.cancelled():
+                raise ClientGone from None
+            raise
+        finally:
+            watch.cancel()
+            future.cancel()
+
+        rows = api.cut(rows, request.dimensions)
+        pieces = []
+        for piece in api.encode(rows, request.encoding_format, request.model, n_tokens):
+            pieces.append(piece)
+            if len(rows) > api.ROWS_A_PIECE:
+                await asyncio.sleep(0)
+        return pieces
+
+    async def _tokens(self, request: api.EmbeddingsRequest) -> list[Tokens]:
+        texts, ids = api.texts_or_ids(request.input)
+        if texts is None:
+            assert ids is not None
+            return self._server.tokenizer.check(ids)
+        if sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return self._server.tokenizer.encode(texts)
+        return await asyncio.to_thread(self._server.tokenizer.encode, texts)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        limit = self._server.config.max_body_bytes
+        length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        chunks: list[bytes] = []
+        more, n = True, length
+        while more:
+            if n > limit:
+                raise api.BodyTooLarge(f"the body has {n} bytes or more; the limit is {limit}")
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunks.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            n = sum(map(len, chunks))
+        return b"".join(chunks)
+
+
+class ClientGone(Exception):
+    """The client hung up: nobody to answer."""
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(send: Send, status: int, headers: dict[str, str], *pieces: bytes) -> None:
+    head = [JSON, (b"content-length", str(sum(map(len, pieces))).encode())]
+    head += [(name.encode(), value.encode()) for name, value in headers.items()]
+    start: Message = {"type": "http.response.start", "status": status, "headers": head}
+    await send(start)
+    for i, piece in enumerate(pieces, 1):
+        await send({"type": "http.response.body", "body": piece, "more_body": i < len(pieces)})
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, "application/json")
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses (an unknown path, a wrong method) in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    kind = api.MethodNotAllowed if error.status_code == 405 else api.NotFound
+    status, headers, body = api.error_response(kind(f"{request.method} {request.url.path}: {error.detail}"))
+    return Response(body, status, {**headers, **(error.headers or {})}, "application/json")
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    status, headers, body = api.error_response(error)
+    return Response(body, status, headers, "application/json")

@@ -1,0 +1,173 @@
+"""Carry batches to one worker process and rows back.
+
+      event loop process                  |        worker process
+                                          |
+  Channel.send(batch) ══ SimpleQueue ═════|══► receive() ──► model
+                                          |                    │
+  on_reply(reply) ◄── loop.add_reader ◄═══|═══ pipe ◄── Replies.send()
+  on_close()      ◄── end of file         |
+
+A worker has a queue and a pipe of its own. So the dispatcher knows what a dead worker held; no lock is shared with
+a process that may be killed while it holds it; and the end of the pipe comes after the last reply, so a death is
+never seen before what the worker still had to say.
+
+The front reads the pipe without a thread: a hand-over between threads costs more than the read. That takes framing
+of its own, because multiprocessing's cannot go on where a non-blocking read stopped.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embellama.batch import Batch
+
+# A batch's id is positive; this one marks the worker's first reply: its canary's row, or why it could not start.
+STARTED = 0
+
+_HEADER = struct.Struct("<qiiq")  # batch id, rows (-1: the body is an error's text), dim, bytes of body
+
+# A worker's queue holds at most two batches. Linux's pipes start at 64 KiB; this much holds two batches of 128 k
+# tokens, so that sending never blocks the event loop even while the worker is stopped.
+_PIPE_BYTES = 1 << 20
+
+
+class Task(NamedTuple):
+    """A batch on its way to a worker, as plain bytes: they pickle in 2 µs."""
+
+    id: int
+    n_threads: int
+    tokens: bytes  # (n_tokens,) int32
+    lengths: bytes  # (n_texts,) int32
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32))
+
+
+class Reply(NamedTuple):
+    """A worker's answer to one batch."""
+
+    id: int
+    rows: NDArray[np.float32] | None  # (n_texts, dim); None for an error
+    error: str
+
+
+class Channel:
+    """The front's end."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._tasks: SimpleQueue[Task | None] = context.SimpleQueue()
+        self._reader, self._writer = context.Pipe(duplex=False)
+        _grow(self._tasks._writer.fileno())  # type: ignore[attr-defined]
+        _grow(self._writer.fileno())
+
+    @property
+    def worker_end(self) -> tuple[Any, Any]:
+        """What the worker process needs: pass it to `Process`, then call `open`."""
+        return self._tasks, self._writer
+
+    def open(self, on_reply: Callable[[Reply], None], on_close: Callable[[], None]) -> None:
+        """Start to read replies, in the running event loop; `on_close` comes once, when the worker is gone."""
+        self._writer.close()  # the worker's copy is then the only one, and the pipe ends with the worker
+        os.set_blocking(self._reader.fileno(), False)
+        frames = _Frames(self._reader.fileno())
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            try:
+                while reply := frames.next():
+                    on_reply(reply)
+            except EOFError:
+                loop.remove_reader(self._reader.fileno())
+                self.close()
+                on_close()
+
+        loop.add_reader(self._reader.fileno(), read)
+
+    def send(self, id: int, n_threads: int, batch: Batch) -> None:
+        """Give the worker a batch. What a dead worker does not take is lost; `on_close` tells of it."""
+        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes()))
+
+    def stop(self) -> None:
+        """Ask the worker to exit once it has done what it holds."""
+        self._tasks.put(None)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._tasks.close()
+
+
+class _Frames:
+    """Reads replies from a non-blocking pipe, however they are cut."""
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        self._header = bytearray(_HEADER.size)
+        self._body: bytearray | None = None
+        self._n_read = 0
+
+    def next(self) -> Reply | None:
+        """Return the next whole reply, or None until there is more to read. Raises EOFError at the end."""
+        if self._body is None:
+            if not self._fill(self._header):
+                return None
+            self._body = bytearray(_HEADER.unpack(self._header)[3])
+        if not self._fill(self._body):
+            return None
+        (id, n_rows, dim, _), body = _HEADER.unpack(self._header), self._body
+        self._body = None
+        if n_rows < 0:
+            return Reply(id, None, body.decode())
+        return Reply(id, np.frombuffer(body, np.float32).reshape(n_rows, dim), "")
+
+    def _fill(self, target: bytearray) -> bool:
+        while self._n_read < len(target):
+            try:
+                n = os.readv(self._fd, [memoryview(target)[self._n_read :]])
+            except BlockingIOError:
+                return False
+            if n == 0:
+                raise EOFError
+            self._n_read += n
+        self._n_read = 0
+        return True
+
+
+class Replies:
+    """The worker's end of the pipe."""
+
+    def __init__(self, writer: Connection):
+        self._writer = writer
+
+    def send_rows(self, id: int, rows: NDArray[np.float32]) -> None:
+        """Answer batch `id` with ``(n_texts, dim) float32``."""
+        n_rows, dim = rows.shape
+        self._send(_HEADER.pack(id, n_rows, dim, rows.nbytes), np.ascontiguousarray(rows).data.cast("B"))
+
+    def send_error(self, id: int, text: str) -> None:
+        """Answer batch `id` with why it could not be computed."""
+        body = text.encode("utf-8", "replace")
+        self._send(_HEADER.pack(id, -1, 0, len(body)), memoryview(body))
+
+    def _send(self, header: bytes, body: memoryview) -> None:
+        fd = self._writer.fileno()
+        n = os.writev(fd, [header, body]) - len(header)
+        while n < len(body):
+            n += os.write(fd, body[max(n, 0) :])
+
+
+def _grow(fd: int) -> None:
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        # Refused once this user has used up its share of pipe memory; the default size still works.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,0 +1,24 @@
+"""The `embellama-server` command.
+
+settings ──► vocabulary (checks the file before anything starts) ──► socket ──► uvicorn, whose lifespan runs the pool
+"""
+
+import click
+
+from embellama import __version__
+from embellama.options import config_options
+from embellama_server.config import ServerConfig
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="embellama-server")
+@config_options(ServerConfig)
+def main(config: ServerConfig) -> None:
+    """Serve embeddings of one GGUF model over HTTP, to any OpenAI client.
+
+    The model is loaded by worker processes; requests wait for them in a bounded room.
+    """
+    # Worker processes import this module to find their way: what they do not need is imported here.
+    from embellama_server.serve import serve
+
+    serve(config)

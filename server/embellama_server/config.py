@@ -1,0 +1,36 @@
+"""How the server runs: the library's settings and its own."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from embellama.config import EngineConfig
+
+
+class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the server runs. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.options`)."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    num_workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Worker processes, each with the model; 0 takes one for each core, at most 8.",
+            extra={"flag": "workers"},
+        ),
+    ] = 0
+    queue_size: Annotated[
+        int, Meta(ge=1, description="Most requests waiting for a worker; further ones are answered 503 at once.")
+    ] = 512
+    timeout_ms: Annotated[
+        int, Meta(ge=1, description="Milliseconds a request may take, waiting included, before it is answered 504.")
+    ] = 30_000
+    max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body; a larger one is answered 413.")] = (
+        32 * 1024 * 1024
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Least severe messages to log; debug includes llama.cpp's own."),
+    ] = "info"
