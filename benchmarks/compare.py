@@ -1,0 +1,207 @@
+"""Raw llama.cpp, the library and the server, side by side in one run.
+
+    scripts/bench                                             # prints a table
+    scripts/bench --save                                      # and keeps it under benchmarks/results/
+    scripts/bench --url llama-server=http://127.0.0.1:8081    # another OpenAI-compatible server beside ours
+
+Every round measures each thing once, in turn, so that a machine whose speed drifts drifts for all of them; the table
+gives medians over the rounds.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import load, texts
+from benchmarks.raw import Raw, Tokens
+from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig
+
+ROOT = Path(__file__).parent.parent
+RAW_BUDGETS = (64, 96, 128, 192, 256, 512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
+    parser.add_argument("--workers", type=int, default=2, help="contexts and worker processes (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="length of one load (default: %(default)s)")
+    parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="measure another server too")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-CPU.json and .md")
+    options = parser.parse_args()
+
+    pool = texts.sentences()
+    short, mixed, long = pool[:600], texts.mixed(pool, 100), texts.joined(pool, [10] * 60)
+    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=options.workers)
+    with contextlib.ExitStack() as stack:
+        tokens = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
+        engine = stack.enter_context(EmbeddingEngine(config))
+        raw = Raw(options.model_path, options.workers, 1)
+        raw_alone = Raw(options.model_path, 1, options.workers)
+        urls = {"server": stack.enter_context(our_server(options.model_path, options.workers))}
+        urls |= dict(url.split("=", 1) for url in options.url)
+
+        budget = best_budget(raw, tokens(short))
+        mixed_budget = best_budget(raw, tokens(mixed))
+        measures: dict[str, Callable[[], dict[str, float]]] = {
+            "raw, short": lambda: rate(raw.texts_per_second(tokens(short), budget)),
+            "library, short": lambda: rate(timed(engine, short)),
+            "raw, long": lambda: rate(raw.texts_per_second(tokens(long), 512)),
+            "library, long": lambda: rate(timed(engine, long)),
+            "raw, mixed": lambda: rate(raw.texts_per_second(tokens(mixed), mixed_budget)),
+            "library, mixed": lambda: rate(timed(engine, mixed)),
+            "raw, 1 × 1": lambda: alone(raw_alone, tokens(short[:100])),
+        }
+        loads: dict[str, tuple[list[list[str]], int]] = {
+            "1 × 1": ([[text] for text in short], 1),
+            "32 × 1": ([[text] for text in short], 32),
+            "4 × 32": ([short[i : i + 32] for i in range(0, 576, 32)], 4),
+            "32 × 1 mixed": ([[text] for text in mixed], 32),
+        }
+        for name, url in urls.items():
+            for what, (requests, n_clients) in loads.items():
+                measures[f"{name}, {what}"] = lambda url=url, requests=requests, n=n_clients: measure(
+                    url, requests, n, options.seconds
+                )
+        rounds = [one_round(measures) for _ in range(options.rounds)]
+    result = {
+        "machine": machine(options.model_path),
+        "options": {"workers": options.workers, "rounds": options.rounds, "seconds": options.seconds},
+        "raw_max_batch_tokens": {"short": budget, "mixed": mixed_budget},
+        "medians": {
+            name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in measures
+        },
+    }
+    table = render(result)
+    print(table)
+    if options.save:
+        save(result, table)
+
+
+def one_round(measures: dict[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, float]]:
+    results = {}
+    for name, run in measures.items():
+        results[name] = run()
+        print(f"{name:28} " + "  ".join(f"{k} {v:.1f}" for k, v in results[name].items()), file=sys.stderr)
+    return results
+
+
+def rate(texts_per_s: float) -> dict[str, float]:
+    return {"texts_per_s": texts_per_s}
+
+
+def timed(engine: EmbeddingEngine, batch: list[str]) -> float:
+    import time
+
+    start = time.perf_counter()
+    engine.embed_batch("minilm", batch)
+    return len(batch) / (time.perf_counter() - start)
+
+
+def alone(raw: Raw, tokens: list[Tokens]) -> dict[str, float]:
+    """One text a call, on all threads: what a lone client could get at best."""
+    ms = statistics.median(1000 / raw.texts_per_second([text], 512) for text in tokens)
+    return {"texts_per_s": 1000 / ms, "p50_ms": ms}
+
+
+def measure(url: str, requests: list[list[str]], n_clients: int, seconds: float) -> dict[str, float]:
+    measured = load.run(url, "minilm", requests, n_clients, seconds)
+    return {
+        "texts_per_s": measured.texts_per_s,
+        "p50_ms": measured.p50_ms,
+        "p99_ms": measured.p99_ms,
+        "failed": measured.failed,
+    }
+
+
+def best_budget(raw: Raw, tokens: list[Tokens]) -> int:
+    """Find the batch size at which raw llama.cpp is fastest, so that it is compared at its best."""
+    return max(
+        RAW_BUDGETS, key=lambda budget: statistics.median(raw.texts_per_second(tokens, budget) for _ in range(3))
+    )
+
+
+@contextlib.contextmanager
+def our_server(model_path: str, n_workers: int) -> Iterator[str]:
+    """Start embellama-server on a free port and wait until it is ready."""
+    command = [Path(sys.executable).parent / "embellama-server", "--model-path", model_path, "--model-name", "minilm"]
+    process = subprocess.Popen(
+        [*command, "--workers", str(n_workers), "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    url, n_ready = "", 0
+    try:
+        for line in process.stderr:
+            if found := re.search(r"listening on (http://\S+)", line):
+                url = found[1]
+            n_ready += " ready in " in line
+            if n_ready == n_workers:
+                break
+        yield url
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def machine(model_path: str) -> dict[str, Any]:
+    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if os.path.exists("/proc") else None
+    packages = ("embellama", "llama-cpp-python", "numpy", "starlette", "uvicorn", "uvloop")
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "model": Path(model_path).resolve().name,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    medians, what = result["medians"], result["machine"]
+    limits = {"1 × 1": "raw, 1 × 1", "mixed": "raw, mixed", "long": "raw, long"}
+
+    def of_raw(name: str) -> str:
+        limit = next((raw for key, raw in limits.items() if name.endswith(key)), "raw, short")
+        return f"{medians[name]['texts_per_s'] / medians[limit]['texts_per_s']:.2f}"
+
+    lines = [
+        f"{what['cpu']}, {what['cores']} cores; {what['model']}; Python {what['python']}; "
+        + ", ".join(f"{k} {v}" for k, v in what["versions"].items())
+        + f". Medians of {result['options']['rounds']} rounds, {result['options']['workers']} workers; "
+        f"raw packs short texts to {result['raw_max_batch_tokens']['short']} tokens a batch, "
+        f"mixed ones to {result['raw_max_batch_tokens']['mixed']}.",
+        "",
+        "| what | texts/s | of raw | p50 ms | p99 ms | failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in medians.items():
+        cells = [f"{row[key]:.1f}" if key in row else "" for key in ("p50_ms", "p99_ms")]
+        failed = f"{row['failed']:.0f}" if "failed" in row else ""
+        lines.append(f"| {name} | {row['texts_per_s']:.0f} | {of_raw(name)} | {cells[0]} | {cells[1]} | {failed} |")
+    ratio = medians["server, 32 × 1"]["texts_per_s"] / medians["library, short"]["texts_per_s"]
+    lines += ["", f"Server at 32 × 1 against the library on short texts: {ratio:.2f}."]
+    return "\n".join(lines) + "\n"
+
+
+def save(result: dict[str, Any], table: str) -> None:
+    cpu = re.sub(r"[^a-z0-9]+", "-", result["machine"]["cpu"].lower()).strip("-")
+    base = ROOT / "benchmarks" / "results" / f"{datetime.date.today()}-compare-{cpu}"
+    base.parent.mkdir(exist_ok=True)
+    base.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    base.with_suffix(".md").write_text(table)
+    print(f"saved {base.relative_to(ROOT)}.md and .json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A load generator that costs little: it shares its two cores with the server it measures.
+
+Plain HTTP/1.1 over asyncio streams, bodies prepared before the clock starts, answers read but not decoded.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import orjson
+import uvloop
+
+
+class Load(msgspec.Struct):
+    """What a load measured."""
+
+    requests: int
+    texts_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    failed: int
+
+
+def run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float) -> Load:
+    """Send `requests` (each a list of texts) round and round from `n_clients`, each waiting for its answer."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(url, model, requests, n_clients, seconds))
+
+
+async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float) -> Load:
+    parts = urlsplit(url)
+    assert parts.hostname
+    prepared = itertools.cycle([(len(texts), _request(parts.netloc, model, texts)) for texts in requests])
+    latencies: list[float] = []
+    n_texts = failed = 0
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        nonlocal n_texts, failed
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        while (start := time.perf_counter()) < end:
+            n, data = next(prepared)
+            writer.write(data)
+            status = await _answer(reader)
+            latencies.append(time.perf_counter() - start)
+            if status == 200:
+                n_texts += n
+            else:
+                failed += 1
+        writer.close()
+        await writer.wait_closed()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(n_clients)))
+    took = time.perf_counter() - start
+    p50, p99, worst = (np.percentile(latencies, [50, 99, 100]) * 1000).tolist()
+    return Load(len(latencies), n_texts / took, p50, p99, worst, failed)
+
+
+def _request(host: str, model: str, texts: Sequence[str]) -> bytes:
+    body = orjson.dumps(
+        {"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"}
+    )
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def _answer(reader: asyncio.StreamReader) -> int:
+    """Read one answer to its end and return its status."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    status = int(head.split(b" ", 2)[1])
+    _, found, rest = head.partition(b"content-length:")
+    if found:
+        await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+        return status
+    while n := int(await reader.readline(), 16):  # chunked
+        await reader.readexactly(n + 2)
+    await reader.readline()
+    return status
