@@ -63,9 +63,7 @@ async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_client
 
 
 def _request(host: str, model: str, texts: Sequence[str]) -> bytes:
-    body = orjson.dumps(
-        {"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"}
-    )
+    body = orjson.dumps({"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"})
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 

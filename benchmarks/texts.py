@@ -5,18 +5,20 @@ import inspect
 import random
 import re
 
-MODULES = """argparse ast asyncio base64 bisect calendar cmath collections concurrent.futures configparser contextlib copy
-csv dataclasses datetime decimal difflib dis email.message enum fractions functools glob gzip heapq html http.client
-inspect io ipaddress itertools json locale logging mailbox math mimetypes multiprocessing numbers operator os pathlib
-pickle pprint queue random re sched selectors shelve shutil signal smtplib socket sqlite3 ssl statistics string struct
-subprocess tarfile tempfile textwrap threading time timeit tokenize traceback types typing unittest urllib.parse
-urllib.request uuid warnings weakref xml.dom.minidom zipfile""".split()
+MODULES = """
+argparse ast asyncio base64 bisect calendar cmath collections concurrent.futures configparser contextlib copy
+csv dataclasses datetime decimal difflib dis email.message enum fractions functools glob gzip heapq html
+http.client inspect io ipaddress itertools json locale logging mailbox math mimetypes multiprocessing numbers
+operator os pathlib pickle pprint queue random re sched selectors shelve shutil signal smtplib socket sqlite3
+ssl statistics string struct subprocess tarfile tempfile textwrap threading time timeit tokenize traceback
+types typing unittest urllib.parse urllib.request uuid warnings weakref xml.dom.minidom zipfile
+"""
 
 
 def sentences() -> list[str]:
     """Return different sentences of 40 to 90 characters (about 16 tokens), in an order that is always the same."""
     found = set()
-    for name in MODULES:
+    for name in MODULES.split():
         for value in vars(importlib.import_module(name)).values():
             for holder in (value, *(vars(value).values() if inspect.isclass(value) else ())):
                 text = re.sub(r"\s+", " ", (inspect.getdoc(holder) or "") if callable(holder) else "")

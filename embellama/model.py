@@ -71,11 +71,16 @@ class EmbeddingModel:
         """
         tokens = self.tokenizer.encode(texts)
         rows = np.empty((len(tokens), self.dim), np.float32)
-        for group in plan_batches([len(t) for t in tokens], self.config.max_batch_tokens, self.config.max_batch_size):
+        config = self.config
+        groups = list(plan_batches([len(t) for t in tokens], config.max_batch_tokens, config.max_batch_size))
+        while groups:
+            group = groups.pop()
             try:
                 rows[group] = self.encode(Batch.join([tokens[i] for i in group]))
             except EmbeddingFailed as error:
-                raise EmbeddingFailed(group[error.index or 0], error.reason) from None
+                if len(group) == 1:
+                    raise EmbeddingFailed(group[0], error.reason) from None
+                groups.extend([i] for i in group)
         return rows
 
     def encode(self, batch: Batch, n_threads: int | None = None) -> Rows:
@@ -91,7 +96,8 @@ class EmbeddingModel:
         Raises:
             EmptyInput: A text has no tokens.
             TextTooLong: The batch has more tokens than the context takes at once.
-            EmbeddingFailed: The vector of a text is not finite, or all zeros.
+            EmbeddingFailed: A vector is not finite, or all zeros. In a batch of several texts the one at fault may be
+                another than the one named, because what is not finite spreads to its neighbours.
             ModelError: llama.cpp failed on the batch and does not say on which text.
             WrongThread: Another thread owns this model.
         """

@@ -5,7 +5,7 @@ Flags win over variables, variables over defaults.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -18,9 +18,9 @@ from embellama.errors import EmbellamaError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def flag(field: str, kind: type[msgspec.Struct]) -> str:
-    """Return the flag of a field, without its dashes: ``num_workers`` has ``workers``."""
-    return _flags(kind)[field]
+def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Return the flag of each field of `kind`, without its dashes: ``num_workers`` has ``workers``."""
+    return {field.name: _extra(field.type).get("flag", field.name.replace("_", "-")) for field in _fields(kind)}
 
 
 def variable(flag: str) -> str:
@@ -38,13 +38,13 @@ def config_options(kind: type[Config]) -> Callable[[Callable[..., Any]], Callabl
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         def run(**options: Any) -> Any:
-            values = {field: options.pop(field) for field in flags}
+            values = {field: options.pop(field) for field in names}
             given = {field: value for field, value in values.items() if value is not None}
             try:
                 config = convert(given, kind, strict=False).checked()
             except EmbellamaError as error:
                 field = str(error).partition(" ")[0]
-                raise click.UsageError(f"--{flags[field]}: {error}" if field in flags else str(error)) from None
+                raise click.UsageError(f"--{names[field]}: {error}" if field in names else str(error)) from None
             try:
                 return command(config, **options)
             except EmbellamaError as error:
@@ -54,15 +54,14 @@ def config_options(kind: type[Config]) -> Callable[[Callable[..., Any]], Callabl
             run = option(run)
         return run
 
-    flags = _flags(kind)
+    names = flags(kind)
     return decorate
 
 
-def _flags(kind: type[msgspec.Struct]) -> dict[str, str]:
-    return {
-        field.name: _extra(field.type).get("flag", field.name.replace("_", "-"))
-        for field in msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]
-    }
+def _fields(kind: type[msgspec.Struct]) -> Sequence[msgspec.inspect.Field]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return info.fields
 
 
 def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
@@ -72,8 +71,8 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
 def _options(kind: type[msgspec.Struct]) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
-        name = _flags(kind)[field.name]
+    for field in _fields(kind):
+        name = flags(kind)[field.name]
         inner = field.type.type if isinstance(field.type, Metadata) else field.type
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"
         type: Any = None
@@ -91,8 +90,8 @@ def _options(kind: type[msgspec.Struct]) -> list[Callable[[Function], Function]]
                 names,
                 field.name,
                 type=type,
-                default=None,
-                required=field.required,
+                # None means "not given"; an explicit default would make click think a required option was.
+                **({"required": True} if field.required else {"default": None}),
                 envvar=variable(name),
                 show_envvar=True,
                 help=text,

@@ -5,7 +5,7 @@ POST /v1/embeddings ──► read body ──► parse ──► tokenise ─�
                           413          400      400, 404        503, 504, 500     (api.STATUSES)
 
 GET /v1/models   what is served
-GET /health      200 once every worker is ready, 503 until then
+GET /health      503 until every worker is ready; later, 200 while any is
 """
 
 import asyncio
@@ -62,10 +62,9 @@ class Server:
         return _json({"object": "list", "data": [model]})
 
     async def health(self, _: Request) -> Response:
-        ready, total = self.dispatcher.n_ready, self.dispatcher.n_workers
-        status = "ok" if self.dispatcher.ready else "starting"
-        body = {"status": status, "workers": {"ready": ready, "total": total}}
-        return _json(body, 200 if self.dispatcher.ready else 503)
+        pool = self.dispatcher
+        body = {"status": pool.status, "workers": {"ready": pool.n_ready, "total": pool.n_workers}}
+        return _json(body, 200 if pool.status in ("ok", "degraded") else 503)
 
 
 class _Embeddings:
@@ -131,16 +130,16 @@ class _Embeddings:
         length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         chunks: list[bytes] = []
         more, n = True, length
-        while more:
-            if n > limit:
-                raise api.BodyTooLarge(f"the body has {n} bytes or more; the limit is {limit}")
+        while n <= limit:
+            if not more:
+                return b"".join(chunks)
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
             n = sum(map(len, chunks))
-        return b"".join(chunks)
+        raise api.BodyTooLarge(f"the body has {n} bytes or more; the limit is {limit}")
 
 
 class ClientGone(Exception):

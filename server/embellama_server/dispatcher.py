@@ -25,6 +25,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,7 @@ class Dispatcher:
         self._requests: dict[int, _Request] = {}
         self._workers = [_Worker(number) for number in range(config.num_workers)]
         self._ticker: asyncio.TimerHandle | None = None
+        self._was_whole = False
         self._closing = False
 
     @property
@@ -106,9 +108,13 @@ class Dispatcher:
         return len(self._workers)
 
     @property
-    def ready(self) -> bool:
-        """Whether every worker asked for is ready."""
-        return self.n_ready == self.n_workers
+    def status(self) -> Literal["starting", "ok", "degraded", "unavailable"]:
+        """How the pool is: not yet whole, whole, with fewer workers than asked for, or with none."""
+        if self.n_ready == self.n_workers:
+            return "ok"
+        if not self._was_whole:
+            return "starting"
+        return "degraded" if self.n_ready else "unavailable"
 
     def start(self) -> "asyncio.Future[None]":
         """Start the worker processes, in the running event loop; `n_ready` tells when they have loaded.
@@ -196,6 +202,7 @@ class Dispatcher:
             self._refuse(worker, f"its canary has cosine {cosine:.5f} to the first worker's")
             return
         self._scheduler.worker_ready(worker.number)
+        self._was_whole = self._was_whole or self.n_ready == self.n_workers
         logger.info("worker %d ready in %.1f s", worker.number, time.monotonic() - worker.started_at)
 
     def _refuse(self, worker: _Worker, reason: str) -> None:

@@ -1,0 +1,141 @@
+"""What the tests share: the default model, the known answers, tiny models, and servers on free ports."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from embellama import EmbeddingEngine, EngineConfig
+from tests.tiny import write_bert
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+REFERENCE = Path(__file__).parent / "reference"
+
+
+class Reference:
+    """What sentence-transformers says of 60 texts (tests/reference/make_reference.py)."""
+
+    def __init__(self) -> None:
+        answers = json.loads((REFERENCE / "minilm.json").read_text())
+        self.texts: list[str] = [answer["text"] for answer in answers]
+        self.ids: list[list[int]] = [answer["ids"] for answer in answers]
+        self.vectors: NDArray[np.float32] = np.load(REFERENCE / "minilm.npy")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference()
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    path = ROOT / "models" / "minilm.gguf"
+    assert path.exists(), "run scripts/test, which fetches the default model, or scripts/download_models.py"
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def engine(model_path: str) -> Iterator[EmbeddingEngine]:
+    with EmbeddingEngine(EngineConfig(model_path=model_path, model_name="minilm", num_workers=2)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT of 100 kB with random weights, whose token "poison" makes vectors that are not numbers."""
+    return str(write_bert(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+class Server:
+    """A server process under test."""
+
+    def __init__(self, process: psutil.Popen, log: Path):
+        self.process = process
+        self.log = log
+        self.url = ""
+
+    def workers(self) -> list[psutil.Process]:
+        """Return its worker processes; multiprocessing's resource tracker is none."""
+        found = []
+        for child in self.process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it died just now
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+    def kill_worker(self) -> None:
+        """Kill one worker, and wait until another process has taken its place."""
+        victim, *others = self.workers()
+        victim.kill()
+        wait_until(lambda: len({*self.workers()} - {victim}) == 1 + len(others), "it is started again")
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            return bool(httpx.get(f"{self.url}/health").json()["status"] == "ok")
+
+        wait_until(ready, "every worker is ready")
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait for something to become true; how long it takes decides nothing."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running_server(log: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
+    """Run embellama-server on a free port; at the end it, and all it started, must be gone."""
+    with log.open("w") as stderr:
+        server = Server(psutil.Popen([BIN / "embellama-server", "--port", "0", *flags], stderr=stderr), log)
+    family = [server.process]
+    try:
+        wait_until(lambda: "listening on" in log.read_text() or server.process.poll() is not None, "it listens")
+        found = re.search(r"listening on (\S+)", log.read_text())
+        assert found, log.read_text()
+        server.url = found[1]
+        if ready:
+            server.wait_ready()
+        family += server.process.children(recursive=True)
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.terminate()
+        _, left = psutil.wait_procs(family, timeout=30)
+        for process in left:
+            process.kill()
+        assert not left, f"still running after the server ended: {left}; its log:\n{log.read_text()}"
+
+
+StartServer = Callable[..., contextlib.AbstractContextManager[Server]]
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> StartServer:
+    """Start a server with the given flags: ``with start_server("--model-path", …) as server:``."""
+    return lambda *flags, **options: running_server(tmp_path / "server.log", *flags, **options)
+
+
+@pytest.fixture(scope="session")
+def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the default model with two workers, for tests that leave it as it was."""
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with running_server(log, "--model-path", model_path, "--workers", "2") as server:
+        yield server
+
+
+def run(*command: str | Path, **options: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end and keep what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]

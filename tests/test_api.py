@@ -1,0 +1,104 @@
+"""OpenAI's contract, without a server: what is parsed, what is refused, what is written."""
+
+import base64
+from contextlib import suppress
+
+import numpy as np
+import orjson
+import pytest
+from embellama_server import api
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from embellama import EmbeddingFailed
+
+
+def test_unknown_fields_are_ignored() -> None:
+    request = api.parse(b'{"model":"m","input":"a","user":"u","stream":false}')
+    assert (request.model, request.input, request.encoding_format, request.user) == ("m", "a", "float", "u")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        (b"", None, "not valid JSON"),
+        (b"{", None, "not valid JSON"),
+        (b"\xff\xfe", None, "not valid JSON"),
+        (b'{"model":"m","input":"\\ud800"}', None, "not valid JSON"),
+        (b"[" * 100_000, None, ""),
+        (b"[]", None, "Expected `object`"),
+        (b'{"input":"a"}', "model", "missing required field `model`"),
+        (b'{"model":"m"}', "input", "missing required field `input`"),
+        (b'{"model":1,"input":"a"}', "model", "Expected `str`, got `int`"),
+        (b'{"model":"m","input":null}', "input", "got `null`"),
+        (b'{"model":"m","input":[1.5]}', "input", "got `float`"),
+        (b'{"model":"m","input":[["a"]]}', "input", "Expected `int`, got `str`"),
+        (b'{"model":"m","input":""}', "input", "input is empty"),
+        (b'{"model":"m","input":[]}', "input", "input is empty"),
+        (b'{"model":"m","input":"a","dimensions":"4"}', "dimensions", "Expected `int | null`"),
+        (b'{"model":"m","input":"a","encoding_format":"int8"}', "encoding_format", "Invalid enum value 'int8'"),
+    ],
+)
+def test_a_bad_body_names_the_field(body: bytes, param: str | None, message: str) -> None:
+    with pytest.raises(api.BadRequest) as caught:
+        api.parse(body)
+    assert caught.value.param == param
+    assert message in str(caught.value)
+
+
+@given(body=st.binary() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(orjson.dumps))
+def test_any_body_is_a_request_or_a_bad_request(body: bytes) -> None:
+    with suppress(api.BadRequest):
+        api.parse(body)
+
+
+@pytest.mark.parametrize(
+    ("value", "texts", "ids"),
+    [
+        ("a", ["a"], None),
+        (["a", "b"], ["a", "b"], None),
+        ([1, 2], None, [[1, 2]]),
+        ([[1, 2], [3]], None, [[1, 2], [3]]),
+    ],
+)
+def test_input_comes_in_four_shapes(value: object, texts: object, ids: object) -> None:
+    assert api.texts_or_ids(value) == (texts, ids)  # type: ignore[arg-type]
+
+
+def test_input_must_be_of_one_kind_and_within_the_limit() -> None:
+    with pytest.raises(api.BadRequest, match="mixes texts and token ids"):
+        api.texts_or_ids(["a", 1])
+    with pytest.raises(api.BadRequest, match="input has 2049 items; the limit is 2048"):
+        api.texts_or_ids(["a"] * 2049)
+    assert api.texts_or_ids([7] * 2049) == (None, [[7] * 2049])
+
+
+def test_cut_rows_are_the_first_numbers_at_unit_length() -> None:
+    rows = np.array([[0.6, 0, 0.8], [0, 1, 0]], np.float32)
+    np.testing.assert_array_equal(api.cut(rows, 2), [[1, 0], [0, 1]])
+    assert api.cut(rows, 3) is rows
+    with pytest.raises(EmbeddingFailed, match="text 1: its first 1 dimensions are all zeros"):
+        api.cut(rows, 1)
+
+
+rows = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 150), st.integers(1, 8)),
+    elements=st.floats(-1, 1, width=32, allow_subnormal=False),
+)
+
+
+@given(rows=rows, encoding=st.sampled_from(["float", "base64"]), n_tokens=st.integers(1, 10**6))
+def test_what_is_written_reads_back_to_the_bit(
+    rows: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", encoding: str, n_tokens: int
+) -> None:
+    answer = orjson.loads(b"".join(api.encode(rows, encoding, 'mini"lm', n_tokens)))
+    assert answer["object"] == "list"
+    assert answer["model"] == 'mini"lm'
+    assert answer["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    for i, (item, row) in enumerate(zip(answer["data"], rows, strict=True)):
+        assert (item["object"], item["index"]) == ("embedding", i)
+        value = item["embedding"]
+        read = np.frombuffer(base64.b64decode(value), "<f4") if encoding == "base64" else np.array(value, np.float32)
+        np.testing.assert_array_equal(read, row)

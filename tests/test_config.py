@@ -1,0 +1,141 @@
+"""Settings: defined once, checked, and reached by keyword, builder, flag and variable."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner
+from embellama_server.config import ServerConfig
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embellama import ConfigError, EngineConfig
+from embellama.config import convert, n_cores
+from embellama.options import config_options, flags, variable
+from tests.conftest import ROOT
+
+FIELDS = ServerConfig.__struct_fields__
+SOURCES = [*(ROOT / "embellama").glob("*.py"), *(ROOT / "server" / "embellama_server").glob("*.py")]
+
+
+@click.command()
+@config_options(ServerConfig)
+def show(config: ServerConfig) -> None:
+    click.echo(msgspec.json.encode(config))
+
+
+def shown(*arguments: str, **variables: str) -> dict[str, Any]:
+    result = CliRunner().invoke(show, arguments, env=variables)
+    assert result.exit_code == 0, result.output
+    return msgspec.json.decode(result.output)  # type: ignore[no-any-return]
+
+
+def test_builder_and_keywords_make_the_same_config() -> None:
+    built = EngineConfig.builder().with_model_path("a/minilm.gguf").with_n_ctx(128).with_normalize(False).build()
+    assert built == EngineConfig(model_path="a/minilm.gguf", n_ctx=128, normalize=False).checked()
+    assert built.model_name == "minilm"
+
+
+def test_builder_has_a_step_for_each_field() -> None:
+    for field in EngineConfig.__struct_fields__:
+        assert callable(getattr(EngineConfig.builder(), f"with_{field}"))
+    with pytest.raises(AttributeError, match="no 'with_nothing'; it has build, with_model_path"):
+        EngineConfig.builder().with_nothing(1)
+
+
+def test_a_path_object_names_a_model() -> None:
+    assert EngineConfig(model_path=Path("a/b.gguf")).checked().model_path == "a/b.gguf"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "model_path is missing"),
+        ({"model_path": ""}, "model_path is ''"),
+        ({"model_path": "m", "n_ctx": -1}, "n_ctx is -1: expected `int` >= 0"),
+        ({"model_path": "m", "max_batch_size": 257}, "max_batch_size is 257: expected `int` <= 256"),
+        ({"model_path": "m", "num_workers": "two"}, "num_workers is 'two': expected `int`, got `str`"),
+        ({"model_path": "m", "normalize": 1}, "normalize is 1: expected `bool`, got `int`"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_limit(settings: dict[str, Any], message: str) -> None:
+    builder = EngineConfig.builder()
+    for field, value in settings.items():
+        getattr(builder, f"with_{field}")(value)
+    with pytest.raises(ConfigError) as caught:
+        builder.build()
+    assert str(caught.value).startswith(message)
+
+
+@given(values=st.fixed_dictionaries({}, optional={name: st.integers(-5, 600) | st.text() for name in FIELDS}))
+def test_any_values_give_a_config_or_a_config_error(values: dict[str, Any]) -> None:
+    try:
+        config = convert({"model_path": "m", **values}, ServerConfig).checked()
+    except ConfigError:
+        return
+    assert config == config.checked()
+    assert 1 <= config.num_workers <= 256
+
+
+def test_threads_share_the_cores_unless_told() -> None:
+    config = EngineConfig(model_path="m", num_workers=2)
+    assert (config.n_threads_busy, config.n_threads_alone) == (max(1, n_cores() // 2), n_cores())
+    told = EngineConfig(model_path="m", n_threads=3)
+    assert (told.n_threads_busy, told.n_threads_alone) == (3, 3)
+
+
+def test_flags_win_over_variables_and_variables_over_defaults() -> None:
+    variables = {"EMBELLAMA_MODEL_PATH": "env.gguf", "EMBELLAMA_QUEUE_SIZE": "7", "EMBELLAMA_PORT": "9000"}
+    config = shown("--port", "9001", **variables)
+    assert (config["model_path"], config["queue_size"], config["port"]) == ("env.gguf", 7, 9001)
+    assert config["timeout_ms"] == 30_000
+
+
+def test_the_issue_names_of_flags_exist() -> None:
+    names = (
+        "model-path model-name host port workers queue-size timeout-ms max-batch-size n-threads n-gpu-layers log-level"
+    )
+    assert set(names.split()) <= set(flags(ServerConfig).values())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_has_a_working_variable(field: str) -> None:
+    value = {"model_path": "x.gguf", "model_name": "x", "host": "::1", "normalize": "false", "log_level": "error"}
+    variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
+    assert str(shown(**variables)[field]).lower() == value.get(field, "5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--model-path'"),
+        (["--workers", "-1"], "--workers: num_workers is -1: expected `int` >= 0"),
+        (["--port", "x"], "Invalid value for '--port'"),
+        (["--port", "70000"], "--port: port is 70000: expected `int` <= 65535"),
+        (["--log-level", "loud"], "Invalid value for '--log-level'"),
+    ],
+)
+def test_a_wrong_flag_is_a_usage_error(arguments: list[str], message: str) -> None:
+    given_model = ["--model-path", "m"] if arguments else []
+    result = CliRunner().invoke(show, [*given_model, *arguments], env={"EMBELLAMA_MODEL_PATH": None})
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_is_read_somewhere(field: str) -> None:
+    code = "\n".join(path.read_text() for path in SOURCES)
+    assert re.search(rf"(config|self|_config)\.{field}\b", code), f"nobody reads {field}"
+
+
+def test_every_setting_is_documented() -> None:
+    rows = (ROOT / "docs" / "settings.md").read_text().splitlines()
+    schema = msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]
+    for field, name in flags(ServerConfig).items():
+        default = schema[field].get("default", "required")
+        shown_default = str(default).lower() if isinstance(default, bool) else str(default) or "—"
+        row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
+        assert row in rows

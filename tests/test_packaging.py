@@ -1,0 +1,69 @@
+"""What an installation gets."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("embellama-*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {f"embellama/{path.name}" for path in (ROOT / "embellama").iterdir() if path.is_file()}
+    server = ROOT / "server" / "embellama_server"
+    expected |= {f"embellama_server/{path.name}" for path in server.iterdir() if path.is_file()}
+    assert found == expected
+    assert {"embellama/py.typed", "embellama_server/py.typed"} <= found
+
+
+def test_the_wheel_gives_both_commands_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert wheel.read(entry_points).decode().split() == [
+        "[console_scripts]",
+        "embellama",
+        "=",
+        "embellama.cli:main",
+        "embellama-server",
+        "=",
+        "embellama_server.cli:main",
+    ]
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_the_library_alone_needs_no_server_package(wheel: zipfile.ZipFile) -> None:
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+    required = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
+    alone = " ".join(line for line in required if "extra ==" not in line)
+    for package in ("starlette", "uvicorn", "orjson", "uvloop", "httptools"):
+        assert package not in alone
+        assert any(package in line for line in required)
+
+
+@pytest.mark.parametrize("module", ["embellama", "embellama.cli", "embellama_server.worker"])
+def test_importing_it_imports_no_http(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('starlette', 'uvicorn', 'httptools') if m in sys.modules])"
+    assert run(sys.executable, "-c", code).stdout.strip() == "[]"
+
+
+def test_the_library_never_imports_the_server() -> None:
+    for path in (ROOT / "embellama").glob("*.py"):
+        assert "embellama_server" not in path.read_text().replace("`embellama_server", "")
+
+
+@pytest.mark.parametrize("name", ["embellama", "embellama-server"])
+def test_launchers_run_from_anywhere_through_a_link(name: str, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(ROOT / "bin" / name)
+    result = run(link, "--version", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, f"{name}, version 0.1.0\n")

@@ -1,0 +1,276 @@
+"""The scheduler against simulated workers that work, fail and die, in any order."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from embellama import Overloaded
+from embellama.scheduler import Assignment, Failure, Limits, Scheduler, Text
+
+
+def scheduler(n_workers: int = 2, **limits: int | None) -> Scheduler:
+    values: dict[str, int | None] = {"max_batch_tokens": 100, "max_batch_size": 8, "n_threads_busy": 1}
+    made = Scheduler(Limits(**{**values, "n_threads_alone": 4, **limits}))  # type: ignore[arg-type]
+    for worker in range(n_workers):
+        made.worker_ready(worker)
+    return made
+
+
+def drain(made: Scheduler, todo: list[Assignment]) -> list[int]:
+    """Complete every batch, and those that follow; return finished requests in order."""
+    finished = []
+    while todo:
+        done = todo.pop(0)
+        finished += made.complete(done.batch, done.worker).finished
+        todo += made.assign()
+    return finished
+
+
+def test_a_lone_text_gets_every_thread_and_company_one_each() -> None:
+    made = scheduler()
+    made.submit([10])
+    (alone,) = made.assign()
+    assert alone.n_threads == 4
+    made.submit([10])
+    (second,) = made.assign()
+    assert (second.n_threads, second.worker) == (1, 1)
+
+
+def test_texts_of_different_requests_share_a_batch() -> None:
+    made = scheduler(n_workers=1)
+    ids = [made.submit([10]) for _ in range(3)]
+    (batch,) = made.assign()
+    assert {text.request for text in batch.texts} == set(ids)
+
+
+def test_one_request_is_spread_evenly_over_free_workers() -> None:
+    made = scheduler()
+    made.submit([15, 15, 15])
+    assert sorted(len(batch.texts) for batch in made.assign()) == [1, 2]
+
+
+def test_a_text_over_the_budget_goes_alone() -> None:
+    made = scheduler(n_workers=1)
+    made.submit([500, 10, 10])
+    first, *_ = made.assign()
+    assert first.texts == [Text(1, 0)]
+
+
+def test_a_short_request_overtakes_a_long_one() -> None:
+    made = scheduler(n_workers=1)
+    long = made.submit([50] * 200)
+    todo = list(made.assign())
+    short = made.submit([50])
+    assert drain(made, todo) == [short, long]
+    assert made.n_open == 0
+
+
+def test_requests_of_one_batch_are_served_in_order() -> None:
+    made = scheduler(n_workers=1)
+    ids = [made.submit([60, 40]) for _ in range(10)]
+    assert drain(made, list(made.assign())) == ids
+
+
+def test_a_second_batch_waits_until_it_is_full_or_the_worker_free() -> None:
+    made = scheduler(n_workers=1, n_slots=2)
+    made.submit([10])
+    (first,) = made.assign()
+    made.submit([90])
+    assert list(made.assign()) == []
+    made.submit([10])
+    assert [batch.worker for batch in made.assign()] == [first.worker]
+    made.submit([100])
+    assert list(made.assign()) == [], "two batches are in its hands"
+
+
+def test_a_full_waiting_room_refuses() -> None:
+    made = scheduler(n_workers=1, max_waiting=2)
+    made.submit([100])
+    list(made.assign())
+    made.submit([10])
+    made.submit([10])
+    with pytest.raises(Overloaded, match="2 requests are waiting already"):
+        made.submit([10])
+    assert made.n_open == 3
+
+
+def test_expired_requests_are_reported_once_and_never_run() -> None:
+    made = scheduler(n_workers=0)
+    late, soon = made.submit([10], deadline=20), made.submit([10], deadline=10)
+    assert made.expired(9.9) == []
+    assert made.expired(10) == [soon]
+    assert made.expired(10) == []
+    made.worker_ready(0)
+    (batch,) = made.assign()
+    assert batch.texts == [Text(late, 0)]
+
+
+def test_what_a_dead_worker_held_runs_on_another() -> None:
+    made = scheduler(n_slots=2)
+    id = made.submit([50] * 8)
+    todo = list(made.assign())
+    assert len(todo) == 4
+    assert made.worker_lost(0) == []
+    assert drain(made, [batch for batch in todo if batch.worker == 1]) == [id]
+
+
+def test_a_late_answer_of_a_dead_worker_means_nothing() -> None:
+    made = scheduler()
+    id = made.submit([10])
+    (batch,) = made.assign()
+    made.worker_lost(batch.worker)
+    assert made.complete(batch.batch, batch.worker).rows == []
+    assert drain(made, list(made.assign())) == [id]
+
+
+@given(poison=st.integers(0, 7), fails=st.booleans())
+def test_a_text_that_kills_fails_its_request_alone(poison: int, fails: bool) -> None:
+    made = scheduler(n_workers=1)
+    ids = [made.submit([10]) for _ in range(8)]
+    finished: list[int] = []
+    failures: list[Failure] = []
+    n_deaths = 0
+    while made.n_open:
+        (batch,) = made.assign()
+        if Text(ids[poison], 0) not in batch.texts:
+            finished += made.complete(batch.batch, batch.worker).finished
+        elif fails:
+            failures += made.fail(batch.batch, batch.worker)
+        else:
+            failures += made.worker_lost(batch.worker)
+            made.worker_ready(batch.worker)
+            n_deaths += 1
+    assert failures == [Failure(ids[poison], 0)]
+    assert sorted(finished) == sorted(set(ids) - {ids[poison]})
+    assert n_deaths <= 5
+
+
+class Simulation(RuleBasedStateMachine):
+    """Requests come and go while workers finish, fail, die and return; texts of more than 90 tokens kill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = scheduler(n_workers=3, n_slots=2, max_waiting=5)
+        self.workers = {0, 1, 2}
+        self.hands: list[Assignment] = []
+        self.sizes: dict[int, list[int]] = {}  # open requests
+        self.missing: dict[int, set[int]] = {}
+        self.now = 0.0
+        self.deadlines: dict[int, float] = {}
+
+    def hand_out(self) -> None:
+        for batch in self.scheduler.assign():
+            self.hands.append(batch)
+            assert batch.worker in self.workers
+            assert len(batch.texts) <= 8
+            sizes = [self.sizes[text.request][text.position] for text in batch.texts]
+            assert len(sizes) == 1 or sum(sizes) <= 100
+            assert sum(held.worker == batch.worker for held in self.hands) <= 2
+
+    def close(self, id: int) -> None:
+        del self.sizes[id], self.missing[id], self.deadlines[id]
+
+    def failed(self, failures: list[Failure]) -> None:
+        for id, position in failures:
+            assert self.sizes[id][position] > 90, "only a text that kills may fail"
+            self.close(id)
+
+    def first_of(self, worker: int) -> Assignment | None:
+        return next((batch for batch in self.hands if batch.worker == worker), None)
+
+    def kills(self, batch: Assignment) -> bool:
+        sizes = (self.sizes.get(text.request, [0] * 99)[text.position] for text in batch.texts)
+        return any(size > 90 for size in sizes)
+
+    @rule(sizes=st.lists(st.integers(1, 95), min_size=1, max_size=30), patience=st.integers(1, 50))
+    def submit(self, sizes: list[int], patience: int) -> None:
+        full = self.scheduler.n_waiting >= 5
+        try:
+            id = self.scheduler.submit(sizes, self.now + patience)
+        except Overloaded:
+            assert full
+            return
+        assert not full
+        self.sizes[id], self.missing[id] = sizes, set(range(len(sizes)))
+        self.deadlines[id] = self.now + patience
+        self.hand_out()
+
+    @rule(worker=st.integers(0, 2))
+    def work(self, worker: int) -> None:
+        batch = self.first_of(worker)
+        if batch is None:
+            return
+        if self.kills(batch):
+            self.die(worker)
+            return
+        self.hands.remove(batch)
+        answer = self.scheduler.complete(batch.batch, worker)
+        for row, text in answer.rows:
+            assert batch.texts[row] == text
+            self.missing[text.request].remove(text.position)
+        for id in answer.finished:
+            assert not self.missing[id], "answered before every row was there"
+            self.close(id)
+        self.hand_out()
+
+    @rule(worker=st.integers(0, 2))
+    def fail(self, worker: int) -> None:
+        batch = self.first_of(worker)
+        if batch and self.kills(batch):
+            self.hands.remove(batch)
+            self.failed(self.scheduler.fail(batch.batch, worker))
+            self.hand_out()
+
+    def die(self, worker: int) -> None:
+        self.workers.discard(worker)
+        self.hands = [batch for batch in self.hands if batch.worker != worker]
+        self.failed(self.scheduler.worker_lost(worker))
+        self.hand_out()
+
+    @precondition(lambda self: len(self.workers) < 3)
+    @rule(worker=st.integers(0, 2))
+    def restart(self, worker: int) -> None:
+        if worker not in self.workers:
+            self.workers.add(worker)
+            self.scheduler.worker_ready(worker)
+            self.hand_out()
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.sizes:
+            id = data.draw(st.sampled_from(sorted(self.sizes)))
+            self.scheduler.cancel(id)
+            self.close(id)
+            self.hand_out()
+
+    @rule(seconds=st.integers(1, 20))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+        expired = self.scheduler.expired(self.now)
+        assert sorted(expired) == sorted(id for id, deadline in self.deadlines.items() if deadline <= self.now)
+        for id in expired:
+            self.close(id)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.scheduler.n_open == len(self.sizes)
+        assert self.scheduler.n_waiting <= 5
+        if self.sizes and self.workers:
+            assert self.hands, "there is work and a worker, but no batch is running"
+
+    def teardown(self) -> None:
+        """With workers that work again, everything still open is answered."""
+        for worker in {0, 1, 2} - self.workers:
+            self.restart(worker)
+        for _ in range(10_000):
+            if not self.hands:
+                break
+            worker = self.hands[0].worker
+            self.work(worker)
+            self.restart(worker) if worker not in self.workers else None
+        assert not self.sizes
+
+
+TestSimulation = Simulation.TestCase
+TestSimulation.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
