@@ -11,6 +11,7 @@ gives medians over the rounds.
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -18,10 +19,14 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import httpx
+import psutil
 
 from benchmarks import load, texts
 from benchmarks.raw import Raw, Tokens
@@ -31,54 +36,30 @@ ROOT = Path(__file__).parent.parent
 RAW_BUDGETS = (64, 96, 128, 192, 256, 512)
 
 
+Measure = Callable[[], dict[str, float]]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(description="Raw llama.cpp, the library and the server, side by side in one run.")
     parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
     parser.add_argument("--workers", type=int, default=2, help="contexts and worker processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="length of one load (default: %(default)s)")
     parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="measure another server too")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-CPU.json and .md")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-compare-CPU.json and .md")
     options = parser.parse_args()
-
-    pool = texts.sentences()
-    short, mixed, long = pool[:600], texts.mixed(pool, 100), texts.joined(pool, [10] * 60)
     config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=options.workers)
     with contextlib.ExitStack() as stack:
-        tokens = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
-        engine = stack.enter_context(EmbeddingEngine(config))
-        raw = Raw(options.model_path, options.workers, 1)
-        raw_alone = Raw(options.model_path, 1, options.workers)
-        urls = {"server": stack.enter_context(our_server(options.model_path, options.workers))}
-        urls |= dict(url.split("=", 1) for url in options.url)
-
-        budget = best_budget(raw, tokens(short))
-        mixed_budget = best_budget(raw, tokens(mixed))
-        measures: dict[str, Callable[[], dict[str, float]]] = {
-            "raw, short": lambda: rate(raw.texts_per_second(tokens(short), budget)),
-            "library, short": lambda: rate(timed(engine, short)),
-            "raw, long": lambda: rate(raw.texts_per_second(tokens(long), 512)),
-            "library, long": lambda: rate(timed(engine, long)),
-            "raw, mixed": lambda: rate(raw.texts_per_second(tokens(mixed), mixed_budget)),
-            "library, mixed": lambda: rate(timed(engine, mixed)),
-            "raw, 1 × 1": lambda: alone(raw_alone, tokens(short[:100])),
-        }
-        loads: dict[str, tuple[list[list[str]], int]] = {
-            "1 × 1": ([[text] for text in short], 1),
-            "32 × 1": ([[text] for text in short], 32),
-            "4 × 32": ([short[i : i + 32] for i in range(0, 576, 32)], 4),
-            "32 × 1 mixed": ([[text] for text in mixed], 32),
-        }
+        server = stack.enter_context(our_server(options.model_path, "--workers", str(options.workers)))
+        urls = {"server": server[0], **dict(url.split("=", 1) for url in options.url)}
+        budgets, measures = prepare(config, stack)
         for name, url in urls.items():
-            for what, (requests, n_clients) in loads.items():
-                measures[f"{name}, {what}"] = lambda url=url, requests=requests, n=n_clients: measure(
-                    url, requests, n, options.seconds
-                )
+            measures |= loads(name, url, options.seconds)
         rounds = [one_round(measures) for _ in range(options.rounds)]
     result = {
         "machine": machine(options.model_path),
         "options": {"workers": options.workers, "rounds": options.rounds, "seconds": options.seconds},
-        "raw_max_batch_tokens": {"short": budget, "mixed": mixed_budget},
+        "raw_max_batch_tokens": budgets,
         "medians": {
             name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in measures
         },
@@ -89,7 +70,39 @@ def main() -> None:
         save(result, table)
 
 
-def one_round(measures: dict[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, float]]:
+def prepare(config: EngineConfig, stack: contextlib.ExitStack) -> tuple[dict[str, int], dict[str, Measure]]:
+    """Load the model for raw llama.cpp and for the library; return raw's best batch sizes, and what to measure."""
+    pool = texts.sentences()
+    kinds = {"short": pool[:600], "mixed": texts.mixed(pool, 100), "long": texts.joined(pool, [10] * 60)}
+    engine = stack.enter_context(EmbeddingEngine(config))
+    encode = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
+    raw = Raw(config.model_path, config.num_workers, 1)
+    raw_alone = Raw(config.model_path, 1, config.num_workers)
+    budgets: dict[str, int] = {}
+    measures: dict[str, Measure] = {}
+    for kind, batch in kinds.items():
+        tokens = encode(batch)
+        budgets[kind] = best_budget(raw, tokens)
+        measures[f"raw, {kind}"] = functools.partial(raw_rate, raw, tokens, budgets[kind])
+        measures[f"library, {kind}"] = functools.partial(library_rate, engine, batch)
+    measures["raw, 1 × 1"] = functools.partial(raw_latency, raw_alone, encode(pool[:100]))
+    return budgets, measures
+
+
+def loads(name: str, url: str, seconds: float) -> dict[str, Measure]:
+    """Return what to ask of a server: requests of so many texts from so many clients."""
+    pool = texts.sentences()
+    short = [[text] for text in pool[:600]]
+    kinds: dict[str, tuple[list[list[str]], int]] = {
+        "1 × 1": (short, 1),
+        "32 × 1": (short, 32),
+        "4 × 32": ([pool[i : i + 32] for i in range(0, 576, 32)], 4),
+        "32 × 1 mixed": ([[text] for text in texts.mixed(pool, 100)], 32),
+    }
+    return {f"{name}, {kind}": functools.partial(server_rate, url, *load, seconds) for kind, load in kinds.items()}
+
+
+def one_round(measures: dict[str, Measure]) -> dict[str, dict[str, float]]:
     results = {}
     for name, run in measures.items():
         results[name] = run()
@@ -97,25 +110,23 @@ def one_round(measures: dict[str, Callable[[], dict[str, float]]]) -> dict[str, 
     return results
 
 
-def rate(texts_per_s: float) -> dict[str, float]:
-    return {"texts_per_s": texts_per_s}
+def raw_rate(raw: Raw, tokens: list[Tokens], budget: int) -> dict[str, float]:
+    return {"texts_per_s": raw.texts_per_second(tokens, budget)}
 
 
-def timed(engine: EmbeddingEngine, batch: list[str]) -> float:
-    import time
-
-    start = time.perf_counter()
-    engine.embed_batch("minilm", batch)
-    return len(batch) / (time.perf_counter() - start)
-
-
-def alone(raw: Raw, tokens: list[Tokens]) -> dict[str, float]:
+def raw_latency(raw: Raw, tokens: list[Tokens]) -> dict[str, float]:
     """One text a call, on all threads: what a lone client could get at best."""
     ms = statistics.median(1000 / raw.texts_per_second([text], 512) for text in tokens)
     return {"texts_per_s": 1000 / ms, "p50_ms": ms}
 
 
-def measure(url: str, requests: list[list[str]], n_clients: int, seconds: float) -> dict[str, float]:
+def library_rate(engine: EmbeddingEngine, batch: list[str]) -> dict[str, float]:
+    start = time.perf_counter()
+    engine.embed_batch("minilm", batch)
+    return {"texts_per_s": len(batch) / (time.perf_counter() - start)}
+
+
+def server_rate(url: str, requests: list[list[str]], n_clients: int, seconds: float) -> dict[str, float]:
     measured = load.run(url, "minilm", requests, n_clients, seconds)
     return {
         "texts_per_s": measured.texts_per_s,
@@ -133,22 +144,21 @@ def best_budget(raw: Raw, tokens: list[Tokens]) -> int:
 
 
 @contextlib.contextmanager
-def our_server(model_path: str, n_workers: int) -> Iterator[str]:
-    """Start embellama-server on a free port and wait until it is ready."""
-    command = [Path(sys.executable).parent / "embellama-server", "--model-path", model_path, "--model-name", "minilm"]
-    process = subprocess.Popen(
-        [*command, "--workers", str(n_workers), "--port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    url, n_ready = "", 0
+def our_server(model_path: str, *flags: str) -> Iterator[tuple[str, psutil.Popen]]:
+    """Start embellama-server on a free port, wait until it is ready, and give its URL and process."""
+    command = str(Path(sys.executable).parent / "embellama-server")
+    settings = ["--model-path", model_path, "--model-name", "minilm", "--port", "0"]
+    process = psutil.Popen([command, *settings, *flags], stderr=subprocess.PIPE, text=True)
     try:
+        found = None
         for line in process.stderr:
-            if found := re.search(r"listening on (http://\S+)", line):
-                url = found[1]
-            n_ready += " ready in " in line
-            if n_ready == n_workers:
+            found = found or re.search(r"listening on (http://\S+)", line)
+            if found and " ready in " in line:
                 break
-        yield url
+        assert found, "the server did not start"
+        while httpx.get(f"{found[1]}/health").json()["status"] != "ok":
+            time.sleep(0.05)
+        yield found[1], process
     finally:
         process.terminate()
         process.communicate()
@@ -179,8 +189,9 @@ def render(result: dict[str, Any]) -> str:
         f"{what['cpu']}, {what['cores']} cores; {what['model']}; Python {what['python']}; "
         + ", ".join(f"{k} {v}" for k, v in what["versions"].items())
         + f". Medians of {result['options']['rounds']} rounds, {result['options']['workers']} workers; "
-        f"raw packs short texts to {result['raw_max_batch_tokens']['short']} tokens a batch, "
-        f"mixed ones to {result['raw_max_batch_tokens']['mixed']}.",
+        "raw's best batches: "
+        + ", ".join(f"{kind} texts {budget} tokens" for kind, budget in result["raw_max_batch_tokens"].items())
+        + ".",
         "",
         "| what | texts/s | of raw | p50 ms | p99 ms | failed |",
         "|---|---|---|---|---|---|",

@@ -35,7 +35,7 @@ def run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int,
 async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float) -> Load:
     parts = urlsplit(url)
     assert parts.hostname
-    prepared = itertools.cycle([(len(texts), _request(parts.netloc, model, texts)) for texts in requests])
+    prepared = itertools.cycle([(len(texts), request(parts.netloc, model, texts)) for texts in requests])
     latencies: list[float] = []
     n_texts = failed = 0
     end = time.perf_counter() + seconds
@@ -46,7 +46,7 @@ async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_client
         while (start := time.perf_counter()) < end:
             n, data = next(prepared)
             writer.write(data)
-            status = await _answer(reader)
+            status, _, _ = await read_answer(reader)
             latencies.append(time.perf_counter() - start)
             if status == 200:
                 n_texts += n
@@ -62,21 +62,22 @@ async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_client
     return Load(len(latencies), n_texts / took, p50, p99, worst, failed)
 
 
-def _request(host: str, model: str, texts: Sequence[str]) -> bytes:
+def request(host: str, model: str, texts: Sequence[str]) -> bytes:
+    """Return a whole HTTP request for the embeddings of `texts`, in base64."""
     body = orjson.dumps({"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"})
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end and return its status."""
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bytes]:
+    """Read one answer to its end and return its status, its head in lower case and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head.split(b" ", 2)[1])
     _, found, rest = head.partition(b"content-length:")
     if found:
-        await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
-        return status
+        return status, head, await reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
+    body = b""
     while n := int(await reader.readline(), 16):  # chunked
-        await reader.readexactly(n + 2)
+        body += (await reader.readexactly(n + 2))[:-2]
     await reader.readline()
-    return status
+    return status, head, body

@@ -17,7 +17,7 @@ types typing unittest urllib.parse urllib.request uuid warnings weakref xml.dom.
 
 def sentences() -> list[str]:
     """Return different sentences of 40 to 90 characters (about 16 tokens), in an order that is always the same."""
-    found = set()
+    found: set[str] = set()
     for name in MODULES.split():
         for value in vars(importlib.import_module(name)).values():
             for holder in (value, *(vars(value).values() if inspect.isclass(value) else ())):

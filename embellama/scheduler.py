@@ -142,14 +142,18 @@ class Scheduler:
         Raises:
             Overloaded: The waiting room is full.
         """
-        if self._limits.max_waiting is not None and len(self._ring) >= self._limits.max_waiting:
-            raise Overloaded(self._limits.max_waiting)
+        self.check_room()
         request = _Request(next(self._ids), n_tokens)
         self._requests[request.id] = self._ring[request.id] = request
         self._waiting_tokens += sum(n_tokens)
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, request.id))
         return request.id
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` if the waiting room is full."""
+        if self._limits.max_waiting is not None and len(self._ring) >= self._limits.max_waiting:
+            raise Overloaded(self._limits.max_waiting)
 
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""

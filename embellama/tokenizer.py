@@ -13,7 +13,7 @@ Safe to use from several threads at once: neither way keeps state between calls.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -39,7 +39,9 @@ class Tokenizer:
         self.limit = min(limit, weights.n_ctx_train) if limit else weights.n_ctx_train
         self.n_vocab = c_api.llama_vocab_n_tokens(weights.vocab)
         word_piece = c_api.llama_vocab_type(weights.vocab) == c_api.LLAMA_VOCAB_TYPE_WPM
-        self._tokenize: Callable[[str], Tokens] = WordPiece(weights) if word_piece else LlamaTokenize(weights)
+        self._tokenize: Callable[[Sequence[str]], Iterator[Tokens]] = (
+            WordPiece(weights) if word_piece else LlamaTokenize(weights)
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise texts, special tokens included.
@@ -52,18 +54,9 @@ class Tokenizer:
             EmptyInput: A text is empty, or has no tokens.
             TextTooLong: A text has more than `limit` tokens.
         """
-        return [self._encode_one(index, text) for index, text in enumerate(texts)]
-
-    def _encode_one(self, index: int, text: str) -> Tokens:
-        if not isinstance(text, str):
-            raise InvalidText(index, f"is {type(text).__name__}, not str")
-        if not text:
-            raise EmptyInput(index)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidText(index, f"is not valid Unicode: lone surrogate at character {error.start}") from None
-        return self._fits(index, self._tokenize(text))
+        for index, text in enumerate(texts):
+            _check_text(index, text)
+        return [self._fits(index, tokens) for index, tokens in enumerate(self._tokenize(texts))]
 
     def check(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
         """Check lists of token ids, which are used as they are: no special token is added.
@@ -92,13 +85,28 @@ class Tokenizer:
         return tokens
 
 
+def _check_text(index: int, text: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidText(index, f"is {type(text).__name__}, not str")
+    if not text:
+        raise EmptyInput(index)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidText(index, f"is not valid Unicode: lone surrogate at character {error.start}") from None
+
+
 class LlamaTokenize:
     """llama.cpp's tokenizer; special tokens written out in a text count as such, as in Hugging Face's."""
 
     def __init__(self, weights: Weights):
         self._vocab = weights.vocab
 
-    def __call__(self, text: str) -> Tokens:
+    def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        return map(self.one, texts)
+
+    def one(self, text: str) -> Tokens:
+        """Tokenise one text, which may be empty; ``(n_tokens,) int32``."""
         data = text.encode()
         # A byte is at most one token in every vocabulary llama.cpp knows, plus what it adds at both ends.
         tokens = np.empty(len(data) + 8, np.int32)
@@ -143,12 +151,13 @@ class WordPiece:
             [tokenizers.AddedToken(piece, special=True, normalized=False) for piece in added]
         )
         # What llama.cpp puts around nothing is what it puts around a text: [CLS] and [SEP].
-        ends = LlamaTokenize(weights)("").tolist()
+        ends = LlamaTokenize(weights).one("").tolist()
         self._first, self._last = ends[: (len(ends) + 1) // 2], ends[(len(ends) + 1) // 2 :]
 
-    def __call__(self, text: str) -> Tokens:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array([*self._first, *ids, *self._last], np.int32)
+    def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        # Unlike one text after another, a batch is tokenised with Python's lock released.
+        for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield np.array([*self._first, *encoding.ids, *self._last], np.int32)
 
 
 def _piece(stored: str) -> str:

@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,8 @@ class Failed(Exception):
 
 
 def main(arguments: list[str] | None = None) -> None:
+    import tomllib  # not at the top: an older Python comes this far, on its way to .venv's
+
     manifest = tomllib.loads(MANIFEST.read_text())
     parser = argparse.ArgumentParser(description="Fetch a model named in models/models.toml, as GGUF.")
     parser.add_argument("name", nargs="?", default=DEFAULT, choices=manifest, help="default: %(default)s")

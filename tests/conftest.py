@@ -100,7 +100,7 @@ def running_server(log: Path, *flags: str, ready: bool = True) -> Iterator[Serve
     """Run embellama-server on a free port; at the end it, and all it started, must be gone."""
     with log.open("w") as stderr:
         server = Server(psutil.Popen([BIN / "embellama-server", "--port", "0", *flags], stderr=stderr), log)
-    family = [server.process]
+    family: list[psutil.Process] = [server.process]
     try:
         wait_until(lambda: "listening on" in log.read_text() or server.process.poll() is not None, "it listens")
         found = re.search(r"listening on (\S+)", log.read_text())

@@ -78,7 +78,7 @@ def test_a_conversion_that_went_wrong_is_refused(script: ModuleType, manifest: d
 
 @pytest.mark.model
 def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_succeeds(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "minilm", "--dtype", "f16", "--dest", tmp_path]
+    command = [sys.executable, str(SCRIPT), "minilm", "--dtype", "f16", "--dest", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     part = tmp_path / ".minilm-f16.gguf.part"
     wait_until(lambda: (part / "model-f16.gguf").exists(), "it converts")
@@ -125,7 +125,7 @@ def test_a_dtype_the_hub_does_not_have_is_refused(script: ModuleType, manifest: 
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path: Path) -> None:
-    result = run(SCRIPT, "jina-code", "--dest", tmp_path, env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"})
+    result = run(sys.executable, SCRIPT, "jina-code", "--dest", tmp_path, env={"HF_HUB_OFFLINE": "1"})
     assert result.returncode == 1
     assert "download_models: could not download" in result.stderr
     assert "Traceback" not in result.stderr

@@ -21,7 +21,7 @@ def batch(*lengths: int) -> Batch:
 
 @pytest.mark.parametrize("use", ["embed", "encode", "close"])
 def test_another_thread_is_told_who_owns_the_model(model: EmbeddingModel, use: str) -> None:
-    arguments = {"embed": ["red"], "encode": [batch(3)], "close": []}[use]
+    arguments: list[object] = {"embed": ["red"], "encode": [batch(3)], "close": []}[use]  # type: ignore[assignment]
     with ThreadPoolExecutor(1, "stranger") as thread, pytest.raises(WrongThread) as caught:
         thread.submit(getattr(model, use), *arguments).result()
     assert "model 'tiny' belongs to thread 'MainThread' of process" in str(caught.value)

@@ -1,5 +1,6 @@
 """What an installation gets."""
 
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -12,7 +13,14 @@ from tests.conftest import ROOT, run
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
-    built = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
+    # From a copy: what an earlier build left in build/ would come along.
+    (folder / "tree").mkdir()
+    for name in ("embellama", "server", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / "tree")
+    built = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, folder / "tree")
     assert built.returncode == 0, built.stderr
     (path,) = folder.glob("embellama-*.whl")
     return zipfile.ZipFile(path)

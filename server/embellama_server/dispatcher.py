@@ -129,6 +129,14 @@ class Dispatcher:
         self._tick()
         return self._failed
 
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now."""
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+        if not self.n_ready:
+            raise Unavailable("no worker is ready")
+        self._scheduler.check_room()
+
     def submit(self, tokens: Sequence[Tokens]) -> "asyncio.Future[Rows]":
         """Compute texts, each ``(n,) int32``, at least one; cancelling the future drops what is still queued.
 
@@ -139,10 +147,7 @@ class Dispatcher:
             Unavailable: No worker is ready, or the pool is closing.
             Overloaded: The waiting room is full.
         """
-        if self._closing:
-            raise Unavailable("the server is shutting down")
-        if not self.n_ready:
-            raise Unavailable("no worker is ready")
+        self.check_room()
         deadline = self._loop.time() + self._config.timeout_ms / 1000
         id = self._scheduler.submit([len(t) for t in tokens], deadline)
         request = self._requests[id] = _Request(tokens, self._dim, self._loop.create_future())

@@ -16,6 +16,7 @@ import socket
 import click
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
@@ -37,14 +38,11 @@ def serve(config: ServerConfig) -> None:
         click.ClickException: The address cannot be listened on.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    weights = Weights(config, vocab_only=True)
-    tokenizer = Tokenizer(weights, config.n_ctx)
-    dispatcher = Dispatcher(config, weights.dim, tokenizer.encode([CANARY])[0])
-    server = Server(config, tokenizer, dispatcher, weights.dim, int(os.stat(config.model_path).st_mtime))
+    app, dispatcher = build(config)
     with _listen(config) as listener:
         http = uvicorn.Server(
             uvicorn.Config(
-                server.app(),
+                app,
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -68,6 +66,21 @@ def serve(config: ServerConfig) -> None:
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(http, listener, dispatcher))
+
+
+def build(config: ServerConfig) -> tuple[Starlette, Dispatcher]:
+    """Load the vocabulary, and make the application and the pool, not yet started, for a checked config.
+
+    Raises:
+        ModelLoadError: The file cannot be loaded.
+    """
+    # Texts are tokenised by one thread; more would take turns with the workers.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    weights = Weights(config, vocab_only=True)
+    tokenizer = Tokenizer(weights, config.n_ctx)
+    dispatcher = Dispatcher(config, weights.dim, tokenizer.encode([CANARY])[0])
+    created = int(os.stat(config.model_path).st_mtime)
+    return Server(config, tokenizer, dispatcher, weights.dim, created).app(), dispatcher
 
 
 async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispatcher) -> None:

@@ -1,0 +1,58 @@
+"""What the documents say is true."""
+
+import json
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.conftest import BIN, ROOT, StartServer, run
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.model
+@pytest.mark.server
+def test_the_readmes_commands_and_programs_run(start_server: StartServer, model_path: str) -> None:
+    with start_server("--model-path", model_path, "--workers", "2") as server:
+        (curl,) = (block for block in blocks("bash") if block.startswith("curl"))
+        got = json.loads(subprocess.check_output(["bash", "-c", curl.replace("http://127.0.0.1:8000", server.url)]))
+        said = json.loads(blocks("json")[0])
+        np.testing.assert_allclose(
+            got["data"][0].pop("embedding"), said["data"][0].pop("embedding"), atol=0.02
+        )  # formats differ
+        assert got == said
+
+        library, client = blocks("python")
+        for program in (library, client.replace("http://127.0.0.1:8000", server.url)):
+            result = run(BIN / "python", "-c", program, cwd=ROOT)
+            assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.model
+def test_the_readmes_embed_command_runs() -> None:
+    (command,) = re.findall(r"^embellama embed .*$", README, re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    row = json.loads(subprocess.check_output(command, shell=True, cwd=ROOT, env=environment))
+    assert len(row) == 384
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "models/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
+        assert target.startswith("https://") or (folder / target).exists(), target
+
+
+def test_the_map_names_every_module() -> None:
+    architecture = (ROOT / "ARCHITECTURE.md").read_text()
+    for folder in ("embellama", "server/embellama_server", "benchmarks"):
+        for path in (ROOT / folder).glob("[a-z]*.py"):
+            if folder != "benchmarks" or path.stem in ("compare", "crowd", "shapes"):
+                assert path.name in architecture, path
