@@ -31,7 +31,7 @@ from embellama_server.dispatcher import Dispatcher
 logger = logging.getLogger("embellama.app")
 
 # Texts up to this many characters in all are tokenised on the event loop, in 0.15 ms at most: a thread's hand-over
-# takes as long. With 1,000, two hundred requests arriving at once stalled the loop for 80 ms; now 25.
+# takes as long. With 1,000, two hundred requests arriving at once stalled the loop for 80 ms.
 INLINE_CHARACTERS = 256
 
 JSON = (b"content-type", b"application/json")
