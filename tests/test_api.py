@@ -54,24 +54,19 @@ def test_any_body_is_a_request_or_a_bad_request(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "texts", "ids"),
-    [
-        ("a", ["a"], None),
-        (["a", "b"], ["a", "b"], None),
-        ([1, 2], None, [[1, 2]]),
-        ([[1, 2], [3]], None, [[1, 2], [3]]),
-    ],
+    ("value", "items"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
 )
-def test_input_comes_in_four_shapes(value: object, texts: object, ids: object) -> None:
-    assert api.texts_or_ids(value) == (texts, ids)  # type: ignore[arg-type]
+def test_input_comes_in_four_shapes(value: str | list[object], items: list[object]) -> None:
+    assert api.items(value) == items
 
 
 def test_input_must_be_of_one_kind_and_within_the_limit() -> None:
     with pytest.raises(api.BadRequest, match="mixes texts and token ids"):
-        api.texts_or_ids(["a", 1])
+        api.items(["a", 1])
     with pytest.raises(api.BadRequest, match="input has 2049 items; the limit is 2048"):
-        api.texts_or_ids(["a"] * 2049)
-    assert api.texts_or_ids([7] * 2049) == (None, [[7] * 2049])
+        api.items(["a"] * 2049)
+    assert api.items([7] * 2049) == [[7] * 2049]
 
 
 def test_cut_rows_are_the_first_numbers_at_unit_length() -> None:

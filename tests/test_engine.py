@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,6 +240,22 @@ def test_a_model_without_pooling_is_refused(tmp_path: Path) -> None:
     path = str(write_bert(tmp_path / "none.gguf", pooling=None))
     with pytest.raises(ModelLoadError, match="without a pooling type"):
         EmbeddingEngine(EngineConfig(model_path=path))
+
+
+def test_a_forked_child_is_told_that_it_has_no_threads(tiny_engine: EmbeddingEngine) -> None:
+    # os.fork, not multiprocessing: the child must not run anything else of this test session.
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            tiny_engine.embed("tiny", "red")
+        except BaseException as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert b"its threads do not follow a fork" in os.read(reader, 1000)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_unloading_gives_memory_back(tiny_path: str) -> None:

@@ -64,6 +64,13 @@ def test_importing_it_imports_no_http(module: str) -> None:
     assert run(sys.executable, "-c", code).stdout.strip() == "[]"
 
 
+def test_the_server_command_says_what_is_missing_without_its_extra(tiny_path: str) -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from embellama_server.cli import main; main()"
+    result = run(sys.executable, "-c", code, "--model-path", tiny_path)
+    assert result.returncode == 1
+    assert result.stderr == "Error: uvicorn is not installed: pip install 'embellama[server]'\n"
+
+
 def test_the_library_never_imports_the_server() -> None:
     for path in (ROOT / "embellama").glob("*.py"):
         assert "embellama_server" not in path.read_text().replace("`embellama_server", "")

@@ -23,7 +23,7 @@ class EmbeddingsRequest(msgspec.Struct):
     """Body of ``POST /v1/embeddings``; fields it does not know are ignored, as OpenAI does."""
 
     model: str
-    # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `texts_or_ids` does.
+    # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `items` does.
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -94,22 +94,22 @@ def parse(body: bytes) -> EmbeddingsRequest:
     return request
 
 
-def texts_or_ids(value: str | list[Any]) -> tuple[list[str], None] | tuple[None, list[list[int]]]:
-    """Tell what `input` holds: texts, or lists of token ids.
+def items(value: str | list[Any]) -> list[str] | list[list[int]]:
+    """Return what `input` holds as a list: of texts, or of lists of token ids.
 
     Raises:
         BadRequest: It mixes kinds, or holds more than `MAX_INPUTS`.
     """
     if isinstance(value, str):
-        return [value], None
+        return [value]
     kinds = {type(item) for item in value}
     if len(kinds) > 1:
         raise BadRequest("input mixes texts and token ids; it must be all of one kind", "input")
     if kinds == {int}:
-        return None, [value]
+        return [value]
     if len(value) > MAX_INPUTS:
         raise BadRequest(f"input has {len(value)} items; the limit is {MAX_INPUTS}", "input")
-    return (value, None) if kinds == {str} else (None, value)
+    return value
 
 
 def cut(rows: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:

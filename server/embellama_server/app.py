@@ -121,14 +121,12 @@ class _Embeddings:
         return pieces
 
     async def _tokens(self, request: api.EmbeddingsRequest) -> list[Tokens]:
-        texts, ids = api.texts_or_ids(request.input)
-        if texts is None:
-            assert ids is not None
-            return self._server.tokenizer.check(ids)
-        if sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self._server.tokenizer.encode(texts)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._server.tokenizing, self._server.tokenizer.encode, texts)
+        items: list[Any] = api.items(request.input)
+        tokenizer = self._server.tokenizer
+        work = tokenizer.encode if isinstance(items[0], str) else tokenizer.check
+        if sum(map(len, items)) <= INLINE_CHARACTERS:
+            return work(items)
+        return await asyncio.get_running_loop().run_in_executor(self._server.tokenizing, work, items)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._server.config.max_body_bytes

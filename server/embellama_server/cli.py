@@ -19,6 +19,9 @@ def main(config: ServerConfig) -> None:
     The model is loaded by worker processes; requests wait for them in a bounded room.
     """
     # Worker processes import this module to find their way: what they do not need is imported here.
-    from embellama_server.serve import serve
+    try:
+        from embellama_server.serve import serve
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'embellama[server]'") from None
 
     serve(config)

@@ -232,8 +232,13 @@ class Dispatcher:
 
     async def _restart(self, worker: _Worker, dead: multiprocessing.process.BaseProcess | None, pause: float) -> None:
         await asyncio.to_thread(_reap, dead)
-        await asyncio.sleep(pause)
-        self._start(worker)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                return self._start(worker)
+            except OSError as error:  # no process or no memory to be had just now
+                pause = RESTART_PAUSE_S[-1]
+                logger.error("worker %d cannot be started: %s; trying again in %.1f s", worker.number, error, pause)
 
     def _start(self, worker: _Worker) -> None:
         channel = Channel(self._context)
