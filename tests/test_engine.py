@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,8 +90,9 @@ sentence = st.lists(words, min_size=1, max_size=60).map(" ".join)
 
 
 @pytest.fixture(scope="module")
-def tiny_engine(tiny_path: str) -> EmbeddingEngine:
-    return EmbeddingEngine(tiny(tiny_path, max_batch_tokens=100, max_batch_size=8))
+def tiny_engine(tiny_path: str) -> Iterator[EmbeddingEngine]:
+    with EmbeddingEngine(tiny(tiny_path, max_batch_tokens=100, max_batch_size=8)) as engine:
+        yield engine
 
 
 @settings(deadline=None)

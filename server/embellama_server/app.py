@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from embellama.batch import Tokens
-from embellama.errors import EmbellamaError, ModelNotFound
+from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded
 from embellama.tokenizer import Tokenizer
 from embellama_server import api
 from embellama_server.config import ServerConfig
@@ -48,6 +48,7 @@ class Server:
         self.created = created
         # One thread: with the workers busy there is no core for a second, which would only take turns with the loop.
         self.tokenizing = ThreadPoolExecutor(1, "tokenize")
+        self.n_tokenizing = 0  # requests at that thread, waiting or not
 
     def app(self) -> Starlette:
         """Build the ASGI application."""
@@ -96,10 +97,11 @@ class _Embeddings:
         if request.model != server.config.model_name:
             raise ModelNotFound(request.model, [server.config.model_name])
         api.check_dimensions(request.dimensions, server.dim)
-        tokens = await self._tokens(request)
+        deadline = asyncio.get_running_loop().time() + server.config.timeout_ms / 1000
+        tokens = await self._tokens(request, deadline)
         n_tokens = sum(map(len, tokens))
 
-        future = server.dispatcher.submit(tokens)
+        future = server.dispatcher.submit(tokens, deadline)
         watch = asyncio.ensure_future(_gone(receive))
         watch.add_done_callback(lambda watch: None if watch.cancelled() else future.cancel())
         try:
@@ -120,20 +122,29 @@ class _Embeddings:
                 await asyncio.sleep(0)
         return pieces
 
-    async def _tokens(self, request: api.EmbeddingsRequest) -> list[Tokens]:
+    async def _tokens(self, request: api.EmbeddingsRequest, deadline: float) -> list[Tokens]:
+        server = self._server
         items: list[Any] = api.items(request.input)
-        tokenizer = self._server.tokenizer
-        work = tokenizer.encode if isinstance(items[0], str) else tokenizer.check
+        work = server.tokenizer.encode if isinstance(items[0], str) else server.tokenizer.check
         if sum(map(len, items)) <= INLINE_CHARACTERS:
             return work(items)
-        return await asyncio.get_running_loop().run_in_executor(self._server.tokenizing, work, items)
+        if server.n_tokenizing >= server.config.queue_size:
+            raise Overloaded(server.config.queue_size)
+        server.n_tokenizing += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.get_running_loop().run_in_executor(server.tokenizing, work, items)
+        except TimeoutError:
+            raise DeadlineExceeded(server.config.timeout_ms) from None
+        finally:
+            server.n_tokenizing -= 1
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._server.config.max_body_bytes
-        length = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+        n_declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         chunks: list[bytes] = []
-        more, n = True, length
-        while n <= limit:
+        more, n_read = True, 0
+        while max(n_declared, n_read) <= limit:
             if not more:
                 return b"".join(chunks)
             message = await receive()
@@ -141,8 +152,8 @@ class _Embeddings:
                 raise ClientGone
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
-            n = sum(map(len, chunks))
-        raise api.BodyTooLarge(f"the body has {n} bytes or more; the limit is {limit}")
+            n_read += len(chunks[-1])
+        raise api.BodyTooLarge(f"the body has {max(n_declared, n_read)} bytes or more; the limit is {limit}")
 
 
 class ClientGone(Exception):

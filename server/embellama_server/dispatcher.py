@@ -137,8 +137,12 @@ class Dispatcher:
             raise Unavailable("no worker is ready")
         self._scheduler.check_room()
 
-    def submit(self, tokens: Sequence[Tokens]) -> "asyncio.Future[Rows]":
-        """Compute texts, each ``(n,) int32``, at least one; cancelling the future drops what is still queued.
+    def submit(self, tokens: Sequence[Tokens], deadline: float) -> "asyncio.Future[Rows]":
+        """Compute texts; cancelling the future drops what is still queued.
+
+        Args:
+            tokens: Token ids of each text, ``(n,) int32``; at least one text.
+            deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
 
         Returns:
             A future of ``(n_texts, dim) float32``, rows in the order given.
@@ -148,7 +152,6 @@ class Dispatcher:
             Overloaded: The waiting room is full.
         """
         self.check_room()
-        deadline = self._loop.time() + self._config.timeout_ms / 1000
         id = self._scheduler.submit([len(t) for t in tokens], deadline)
         request = self._requests[id] = _Request(tokens, self._dim, self._loop.create_future())
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
