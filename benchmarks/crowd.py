@@ -70,11 +70,11 @@ def serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any
 
 async def _serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any]:
     """Run the server in this process, the load in another, and watch the event loop meanwhile."""
-    app, dispatcher = build(config)
+    front, dispatcher = build(config)
     dispatcher.start()
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         http = uvicorn.Server(
-            uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(front.app(), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
         )
         serving = asyncio.ensure_future(http._serve(sockets=[listener]))
         while dispatcher.status != "ok":  # noqa: ASYNC110 - the pool tells no one else

@@ -4,6 +4,7 @@ From the fields below come the keywords, the builder, the command line's flags a
 variables (`embellama.options`). The server adds its own fields beside these.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,9 @@ Config = TypeVar("Config", bound="EngineConfig")
 # More contexts than this in one process stop paying: each holds its own compute buffers (tens of MB).
 MAX_AUTO_WORKERS = 8
 
+# A container's share of the CPU, as "quota period" in microseconds or "max period" (cgroup v2).
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is loaded and run.
@@ -26,7 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Whoever takes a config calls `checked()` first.
     """
 
-    model_path: Annotated[str, Meta(min_length=1, description="GGUF file to load.")]
+    model_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\0]*$", description="GGUF file to load.")]
     model_name: Annotated[str, Meta(description="Name to call it by; by default the file's name without .gguf.")] = ""
     n_ctx: Annotated[int, Meta(ge=0, description="Most tokens in one text; 0 takes the model's own limit.")] = 0
     num_workers: Annotated[
@@ -51,7 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # llama.cpp masks an n × n square for a batch of n tokens, whatever the texts, so large batches waste work;
     # small ones use the matrix units badly. 96 to 256 were within noise of the best on two x86 machines.
     max_batch_tokens: Annotated[
-        int, Meta(ge=1, description="Most tokens computed together; a longer text goes alone.")
+        int, Meta(ge=1, le=131_072, description="Most tokens computed together; a longer text goes alone.")
     ] = 192
     normalize: Annotated[bool, Meta(description="Scale each vector to unit length.")] = True
 
@@ -67,10 +71,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ConfigError: A field has the wrong type or is out of range.
         """
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        values["model_path"] = os.fspath(self.model_path)
-        values["model_name"] = self.model_name or Path(self.model_path).stem
-        values["num_workers"] = self.num_workers or min(n_cores(), MAX_AUTO_WORKERS)
-        return convert(values, type(self))
+        if isinstance(self.model_path, os.PathLike):
+            values["model_path"] = os.fspath(self.model_path)
+        config = convert(values, type(self))
+        return msgspec.structs.replace(
+            config,
+            model_name=config.model_name or Path(config.model_path).stem,
+            num_workers=config.num_workers or min(n_cores(), MAX_AUTO_WORKERS),
+        )
 
     @property
     def n_threads_busy(self) -> int:
@@ -130,7 +138,10 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
 
 
 def n_cores() -> int:
-    """Count the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the cores this process may use: its affinity, and its container's share."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return max(1, min(n, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return n

@@ -14,6 +14,7 @@ Nothing waits here that no caller is waiting for, so the library's waiting room 
 """
 
 import asyncio
+import atexit
 import os
 import queue
 import threading
@@ -26,7 +27,7 @@ import numpy as np
 
 from embellama.batch import Batch, Tokens
 from embellama.config import EngineConfig
-from embellama.errors import ConfigError, EmbeddingFailed, InputError, ModelNotFound, Unavailable
+from embellama.errors import ConfigError, EmbeddingFailed, ModelNotFound, Unavailable
 from embellama.model import EmbeddingModel, Rows
 from embellama.scheduler import Assignment, Limits, Scheduler
 from embellama.tokenizer import Tokenizer
@@ -59,6 +60,8 @@ class EmbeddingEngine:
             ConfigError: A setting is wrong, or the name is taken.
             ModelLoadError: The file cannot be loaded, or is no embedding model.
         """
+        if not isinstance(config, EngineConfig):
+            raise ConfigError(f"config is {config!r}, not an EngineConfig: EngineConfig(model_path=…) makes one")
         config = config.checked()
         with self._lock:
             if self._closed:
@@ -132,6 +135,8 @@ class EmbeddingEngine:
         try:
             return self._pools[model]
         except KeyError:
+            if self._closed:
+                raise Unavailable("the engine is closed") from None
             raise ModelNotFound(model, self.models) from None
 
 
@@ -159,12 +164,14 @@ class _Pool:
         self._scheduler = Scheduler(Limits.of(config))
         self._requests: dict[int, _Request] = {}
         self._closing = False
+        self._abandoned = False
         self._inboxes = [queue.SimpleQueue[_Task | None]() for _ in range(config.num_workers)]
         started: list[Future[None]] = [Future() for _ in self._inboxes]
         self._threads = [
             threading.Thread(target=self._run, args=(worker, future), name=f"{config.model_name}-{worker}", daemon=True)
             for worker, future in enumerate(started)
         ]
+        atexit.register(self._abandon)
         for thread in self._threads:
             thread.start()
         errors = [error for future in started if (error := future.exception())]
@@ -173,9 +180,7 @@ class _Pool:
             raise errors[0]
 
     def tokenize(self, texts: Iterable[str]) -> list[Tokens]:
-        if isinstance(texts, str):
-            raise InputError("texts is one str; embed_batch takes a list of them, embed takes one")
-        return self._tokenizer.encode(list(texts))
+        return self._tokenizer.encode(texts)
 
     def submit(self, tokens: Sequence[Tokens]) -> "Future[Rows]":
         if os.getpid() != self._pid:
@@ -199,6 +204,18 @@ class _Pool:
         with self._changed:
             self._closing = True
             self._changed.wait_for(lambda: not self._requests)
+        self._stop()
+
+    def _abandon(self) -> None:
+        """Stop at interpreter exit, once the running batches are done: a thread inside llama.cpp would crash it."""
+        if os.getpid() != self._pid:
+            return  # a fork has none of the threads
+        with self._changed:
+            self._closing = self._abandoned = True
+        self._stop()
+
+    def _stop(self) -> None:
+        atexit.unregister(self._abandon)
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
@@ -211,6 +228,8 @@ class _Pool:
             self._changed.notify_all()
 
     def _hand_out(self) -> None:
+        if self._abandoned:
+            return
         for assignment in self._scheduler.assign():
             tokens = [self._requests[text.request].tokens[text.position] for text in assignment.texts]
             self._inboxes[assignment.worker].put(_Task(assignment, tokens))

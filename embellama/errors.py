@@ -65,14 +65,15 @@ class EmptyInput(InputError):
 
 
 class TextTooLong(InputError):
-    """One text has more tokens than the model reads at once."""
+    """One text has more tokens than the model reads at once; with `at_least`, nobody counted to the end."""
 
-    def __init__(self, index: int, n_tokens: int, limit: int):
-        super().__init__(index, n_tokens, limit)
-        self.index, self.n_tokens, self.limit = index, n_tokens, limit
+    def __init__(self, index: int, n_tokens: int, limit: int, at_least: bool = False):
+        super().__init__(index, n_tokens, limit, at_least)
+        self.index, self.n_tokens, self.limit, self.at_least = index, n_tokens, limit, at_least
 
     def __str__(self) -> str:
-        return f"text {self.index} has {self.n_tokens} tokens; the limit is {self.limit}"
+        count = f"more than {self.n_tokens}" if self.at_least else self.n_tokens
+        return f"text {self.index} has {count} tokens; the limit is {self.limit}"
 
 
 class InvalidText(InputError):

@@ -10,7 +10,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -58,7 +58,7 @@ class EmbeddingModel:
         """Embed one text; ``(dim,) float32``. Raises as `embed_batch` does."""
         return self.embed_batch([text])[0]  # type: ignore[no-any-return]
 
-    def embed_batch(self, texts: Sequence[str]) -> Rows:
+    def embed_batch(self, texts: Iterable[str]) -> Rows:
         """Embed texts on this thread.
 
         Returns:
@@ -196,6 +196,8 @@ class _Context:
             raise EmptyInput(int(batch.lengths.argmin()) if n_texts else None)
         if n_tokens > self.n_ubatch:
             raise TextTooLong(int(batch.lengths.argmax()), n_tokens, self.n_ubatch)
+        if batch.lengths.sum() != n_tokens:
+            raise ModelError(f"lengths sum to {batch.lengths.sum()}, but there are {n_tokens} tokens")
         if n_texts > self.n_seq_max:
             raise ModelError(f"a batch of {n_texts} texts is larger than this context takes, {self.n_seq_max}")
 

@@ -13,16 +13,23 @@ Safe to use from several threads at once: neither way keeps state between calls.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
-from embellama.errors import EmptyInput, InvalidText, InvalidToken, TextTooLong
+from embellama.errors import EmptyInput, InputError, InvalidText, InvalidToken, TextTooLong
 from embellama.llama import c_api
 from embellama.weights import Weights
+
+# A text of more characters than this for each token of the limit is tried by its head first, so that megabytes need
+# not be tokenised to be refused. English has 4 to 5 characters a token; larger reads more of a hopeless text.
+HEAD_CHARACTERS = 32
+
+# WordPiece reads a longer word as one unknown token, so cutting a text inside a word adds fewer tokens than this.
+WORD_CHARACTERS = 100
 
 
 class Tokenizer:
@@ -43,19 +50,24 @@ class Tokenizer:
             WordPiece(weights) if word_piece else LlamaTokenize(weights)
         )
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+    def encode(self, texts: Iterable[str]) -> list[Tokens]:
         """Tokenise texts, special tokens included.
 
         Returns:
             For each text in order its token ids, ``(n_tokens,) int32``.
 
         Raises:
+            InputError: `texts` is one `str`.
             InvalidText: A text is not a `str`, or holds half of a surrogate pair.
             EmptyInput: A text is empty, or has no tokens.
             TextTooLong: A text has more than `limit` tokens.
         """
+        if isinstance(texts, str):
+            raise InputError("texts is one str, not a list of them; to embed one text, call embed")
+        texts = list(texts)
         for index, text in enumerate(texts):
             _check_text(index, text)
+            self._check_head(index, text)
         return [self._fits(index, tokens) for index, tokens in enumerate(self._tokenize(texts))]
 
     def check(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
@@ -71,10 +83,23 @@ class Tokenizer:
         """
         checked = []
         for index, ids in enumerate(texts):
-            if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
+            if not ids:
+                raise EmptyInput(index)
+            if len(ids) > self.limit:
+                raise TextTooLong(index, len(ids), self.limit)
+            if not 0 <= min(ids) <= max(ids) < self.n_vocab:
                 raise InvalidToken(index, next(i for i in ids if not 0 <= i < self.n_vocab), self.n_vocab)
-            checked.append(self._fits(index, np.array(ids, np.int32)))
+            checked.append(np.array(ids, np.int32))
         return checked
+
+    def _check_head(self, index: int, text: str) -> None:
+        """Refuse a text whose head alone has too many tokens."""
+        n = self.limit * HEAD_CHARACTERS
+        if len(text) > n:
+            [tokens] = self._tokenize([text[:n]])
+            n_sure = len(tokens) - WORD_CHARACTERS
+            if n_sure > self.limit:
+                raise TextTooLong(index, n_sure, self.limit, at_least=True)
 
     def _fits(self, index: int, tokens: Tokens) -> Tokens:
         if len(tokens) == 0:
@@ -137,7 +162,7 @@ class WordPiece:
             models.WordPiece(
                 {piece: i for i, piece in enumerate(pieces)},
                 unk_token=pieces[int(unknown)] if unknown else "[UNK]",
-                max_input_chars_per_word=100,
+                max_input_chars_per_word=WORD_CHARACTERS,
             )
         )
         lowercase = weights.metadata("tokenizer.ggml.normalizer.lowercase") != "false"

@@ -7,6 +7,7 @@ Read-only once loaded, so any thread may use it; llama.cpp maps the file, so pro
 """
 
 import ctypes
+import os
 import threading
 import weakref
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 from embellama.config import EngineConfig
 from embellama.errors import ModelLoadError
 from embellama.llama import c_api, last_error
+
+# Weights are not laid out for AMX's tiles: where `_tile_loadconfig` tells the compiler of 8 of its 64 bytes (GCC bug
+# 114098; Debian 12's GCC 12.2 has it), their first product ends the process, and no call says who compiled llama.cpp.
+AMX = b"AMX_INT8 = 1" in c_api.llama_print_system_info()
 
 _loading = threading.Lock()  # llama.cpp tells why a load failed in one log for the whole process
 
@@ -41,9 +46,10 @@ class Weights:
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
+        params.use_extra_bufts = not AMX
         with _loading:
             last_error()
-            model = c_api.llama_model_load_from_file(self.path.encode(), params)
+            model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)
             if not model:
                 raise ModelLoadError(self.path, last_error() or "llama.cpp does not say why")
         # Freed with the last reference: a context, a tokenizer or a caller may still be using it. Not at exit, when

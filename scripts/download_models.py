@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(fetch(options.name, manifest[options.name], options.dtype, options.dest))
-    except Failed as error:
+    except (Failed, OSError) as error:  # a folder that cannot be made or written to, a full disk
         sys.exit(f"download_models: {error}")
 
 

@@ -1,5 +1,6 @@
 """Settings: defined once, checked, and reached by keyword, builder, flag and variable."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from embellama_server.config import ServerConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embellama import ConfigError, EngineConfig
+from embellama import ConfigError, EngineConfig, config
 from embellama.config import convert, n_cores
 from embellama.options import config_options, flags, variable
 from tests.conftest import ROOT
@@ -58,6 +59,11 @@ def test_a_path_object_names_a_model() -> None:
         ({"model_path": "m", "n_ctx": -1}, "n_ctx is -1: expected `int` >= 0"),
         ({"model_path": "m", "max_batch_size": 257}, "max_batch_size is 257: expected `int` <= 256"),
         ({"model_path": "m", "num_workers": "two"}, "num_workers is 'two': expected `int`, got `str`"),
+        ({"model_path": None}, "model_path is None: expected `str`"),
+        ({"model_path": b"m"}, "model_path is b'm': expected `str`"),
+        ({"model_path": "m\0"}, "model_path is 'm\\x00': expected `str` matching"),
+        ({"model_path": "m", "model_name": None}, "model_name is None: expected `str`"),
+        ({"model_path": "m", "num_workers": None}, "num_workers is None: expected `int`"),
         ({"model_path": "m", "normalize": 1}, "normalize is 1: expected `bool`, got `int`"),
     ],
 )
@@ -81,10 +87,21 @@ def test_any_values_give_a_config_or_a_config_error(values: dict[str, Any]) -> N
 
 
 def test_threads_share_the_cores_unless_told() -> None:
-    config = EngineConfig(model_path="m", num_workers=2)
-    assert (config.n_threads_busy, config.n_threads_alone) == (max(1, n_cores() // 2), n_cores())
+    shared = EngineConfig(model_path="m", num_workers=2)
+    assert (shared.n_threads_busy, shared.n_threads_alone) == (max(1, n_cores() // 2), n_cores())
     told = EngineConfig(model_path="m", n_threads=3)
     assert (told.n_threads_busy, told.n_threads_alone) == (3, 3)
+
+
+@pytest.mark.parametrize(("share", "n"), [("50000 100000", 1), ("150000 100000", 2), ("max 100000", 64), (None, 64)])
+def test_a_container_s_share_of_the_cpu_counts(
+    share: str | None, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(config, "CPU_MAX", tmp_path / "cpu.max")
+    if share:
+        config.CPU_MAX.write_text(share)
+    assert n_cores() == n
 
 
 def test_flags_win_over_variables_and_variables_over_defaults() -> None:

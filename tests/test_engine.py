@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from embellama import (
     TextTooLong,
     Unavailable,
 )
-from tests.conftest import Reference, wait_until
+from tests.conftest import Reference, run, wait_until
 from tests.tiny import write_bert
 
 # The worst of the 60 texts in models/README.md, rounded down: what each format must keep.
@@ -118,7 +119,7 @@ def test_texts_may_come_from_any_iterable(tiny_engine: EmbeddingEngine) -> None:
         (["red", "red " * 63], TextTooLong, "text 1 has 65 tokens; the limit is 64"),
         (["red", "a\ud800"], InvalidText, "text 1 is not valid Unicode: lone surrogate at character 1"),
         (["red", None], InvalidText, "text 1 is NoneType, not str"),
-        ("red", InputError, "texts is one str; embed_batch takes a list of them, embed takes one"),
+        ("red", InputError, "texts is one str, not a list of them; to embed one text, call embed"),
     ],
 )
 def test_a_wrong_text_is_named(tiny_engine: EmbeddingEngine, texts: list[str], error: type, message: str) -> None:
@@ -129,6 +130,14 @@ def test_a_wrong_text_is_named(tiny_engine: EmbeddingEngine, texts: list[str], e
 
 def test_a_text_as_long_as_the_model_reads_is_embedded(tiny_engine: EmbeddingEngine) -> None:
     assert np.linalg.norm(tiny_engine.embed("tiny", "red " * 62)) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_huge_text_is_refused_by_its_head(tiny_engine: EmbeddingEngine) -> None:
+    with pytest.raises(TextTooLong, match=r"text 1 has more than \d+ tokens; the limit is 64") as caught:
+        tiny_engine.embed_batch("tiny", ["red", "red " * 1_000_000])
+    assert 64 < caught.value.n_tokens < 2048
+    # A word is one token, however long.
+    assert tiny_engine.embed("tiny", "x" * 100_000).shape == (32,)
 
 
 def test_n_ctx_lowers_the_limit(tiny_path: str) -> None:
@@ -258,6 +267,32 @@ def test_a_forked_child_is_told_that_it_has_no_threads(tiny_engine: EmbeddingEng
     assert b"its threads do not follow a fork" in os.read(reader, 1000)
     os.close(reader)
     os.close(writer)
+
+
+def test_leaving_python_in_the_middle_of_work_ends_cleanly(tiny_path: str) -> None:
+    program = f"""
+import threading
+from embellama import EmbeddingEngine, EngineConfig
+engine = EmbeddingEngine(EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2))
+for _ in range(4):
+    threading.Thread(target=engine.embed_batch, args=("tiny", ["red " * 60] * 5000), daemon=True).start()
+while engine._pools["tiny"]._scheduler.n_open < 4:
+    pass
+"""
+    result = run(sys.executable, "-c", program)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_closed_engine_says_so(tiny_path: str) -> None:
+    engine = EmbeddingEngine(tiny(tiny_path))
+    engine.close()
+    with pytest.raises(Unavailable, match="the engine is closed"):
+        engine.embed("tiny", "red")
+
+
+def test_a_path_is_no_config(tiny_path: str) -> None:
+    with pytest.raises(ConfigError, match="not an EngineConfig"):
+        EmbeddingEngine(tiny_path)  # type: ignore[arg-type]
 
 
 def test_unloading_gives_memory_back(tiny_path: str) -> None:

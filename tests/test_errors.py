@@ -39,6 +39,7 @@ STATUSES = {
     errors.Unavailable: (503, "unavailable"),
     errors.DeadlineExceeded: (504, "timeout"),
     api.BadRequest: (400, None),
+    api.BodyTooSlow: (408, "request_timeout"),
     api.BodyTooLarge: (413, "request_too_large"),
     api.NotFound: (404, "not_found"),
     api.MethodNotAllowed: (405, "method_not_allowed"),
@@ -60,7 +61,7 @@ def test_the_examples_and_the_tree_are_whole() -> None:
 @pytest.mark.parametrize("error", EXAMPLES, ids=repr)
 def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) -> None:
     status, headers, body = api.error_response(error)
-    told = orjson.loads(body)["error"]
+    told = orjson.loads(b"".join(body))["error"]
     if type(error) in STATUSES:
         assert (status, told["code"]) == STATUSES[type(error)]
     assert {"message", "type", "param", "code"} <= told.keys()
@@ -75,4 +76,4 @@ def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) 
 def test_an_unexpected_error_tells_no_details() -> None:
     status, _, body = api.error_response(RuntimeError("secret"))
     assert status == 500
-    assert b"secret" not in body
+    assert b"secret" not in b"".join(body)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,37 @@ def test_ctrl_c_in_a_terminal_reaches_workers_too_and_still_ends_cleanly(
         for process in (*server.workers(), server.process):
             process.send_signal(signal.SIGINT)
         assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_ctrl_c_while_starting_ends_cleanly(start_server: StartServer, model_path: str) -> None:
+    with start_server("--model-path", model_path, "--workers", "2", ready=False) as server:
+        for process in (*server.workers(), server.process):
+            process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_told_to_stop_while_a_worker_waits_to_be_started_again(start_server: StartServer, tiny_path: str) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1") as server:
+        for n in (1, 2, 3):  # the first is started again at once, later ones after a pause
+            wait_until(lambda: len(server.workers()) == 1, "it runs")
+            server.workers()[0].kill()
+            wait_until(lambda n=n: server.log.read_text().count("died") == n, "the death is noticed")  # type: ignore[misc]
+        server.process.terminate()
+        assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_request_that_is_not_here_yet_does_not_hold_up_the_end(start_server: StartServer, tiny_path: str) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1", "--timeout-ms", "60000") as server:
+        url = httpx.URL(server.url)
+        with socket.create_connection((url.host, url.port)) as half:
+            half.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200, "the server has seen it")
+            server.process.terminate()
+            assert server.process.wait(timeout=30) == 0
+            assert half.recv(1000).startswith(b"HTTP/1.1 503")
         assert "Traceback" not in server.log.read_text()
 
 

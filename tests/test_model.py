@@ -6,7 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embellama import EmbeddingFailed, EmbeddingModel, EmptyInput, EngineConfig, ModelError, TextTooLong, WrongThread
+from embellama import (
+    EmbeddingFailed,
+    EmbeddingModel,
+    EmptyInput,
+    EngineConfig,
+    InputError,
+    ModelError,
+    TextTooLong,
+    WrongThread,
+)
 from embellama.batch import Batch
 
 
@@ -41,6 +50,12 @@ def test_embed_and_embed_batch_agree(model: EmbeddingModel) -> None:
         np.testing.assert_allclose(row, model.embed(text), atol=2e-4)
 
 
+def test_texts_may_come_from_a_generator_but_not_as_one_str(model: EmbeddingModel) -> None:
+    assert model.embed_batch(word for word in ("red", "blue")).shape == (2, 32)
+    with pytest.raises(InputError, match="texts is one str"):
+        model.embed_batch("red")
+
+
 def test_embed_batch_names_the_text_at_fault(model: EmbeddingModel) -> None:
     with pytest.raises(EmbeddingFailed, match="text 3"):
         model.embed_batch(["red", "green " * 30, "blue", "poison", "one"])
@@ -55,6 +70,8 @@ def test_what_would_abort_llama_cpp_is_an_error(model: EmbeddingModel) -> None:
         model.encode(batch(1, 0))
     with pytest.raises(EmptyInput):
         model.encode(batch())
+    with pytest.raises(ModelError, match="lengths sum to 3, but there are 2 tokens"):
+        model.encode(Batch(np.full(2, 5, np.int32), np.array([3], np.int32)))
     assert model.encode(batch(64)).shape == (1, 32)
 
 

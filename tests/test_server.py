@@ -149,6 +149,22 @@ def test_a_body_over_the_limit_is_413(start_server: StartServer, tiny_path: str)
         assert answer.status_code == 200
 
 
+def test_a_body_that_does_not_come_is_408(start_server: StartServer, tiny_path: str) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1", "--timeout-ms", "300") as server:
+        url = httpx.URL(server.url)
+        with socket.create_connection((url.host, url.port)) as half:
+            half.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            answer = half.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"request_timeout" in answer
+
+
+def test_n_ctx_may_be_shorter_than_the_canary(start_server: StartServer, tiny_path: str) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1", "--n-ctx", "8") as server:
+        answer = httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": "red blue"})
+        assert answer.status_code == 200
+
+
 def test_a_vector_that_is_no_number_is_a_500_for_its_request_alone(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "1") as server:
         mixed = httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": ["red", "poison", "blue"]})

@@ -25,7 +25,7 @@ class EmbeddingsRequest(msgspec.Struct):
     model: str
     # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `items` does.
     input: str | list[str | int | list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None  # None is float, as OpenAI's null
     dimensions: int | None = None
     user: str | None = None
 
@@ -45,6 +45,10 @@ class BodyTooLarge(BadRequest):
     """The body has more bytes than the server takes."""
 
 
+class BodyTooSlow(BadRequest):
+    """The body was not here in time."""
+
+
 class NotFound(BadRequest):
     """There is nothing at this path."""
 
@@ -61,6 +65,7 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     NotFound: (404, "invalid_request_error", "not_found"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
+    BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
     errors.ModelError: (500, "server_error", "model_error"),
     errors.ServiceError: (503, "server_error", "unavailable"),
@@ -86,7 +91,8 @@ def parse(body: bytes) -> EmbeddingsRequest:
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$.")
         param = where.rstrip("`").partition("[")[0] or _field_in(reason)
-        raise BadRequest(f"{param}: {reason}" if where else reason, param) from None
+        allowed = "; it must be 'float' or 'base64'" if param == "encoding_format" else ""
+        raise BadRequest(f"{param}: {reason}{allowed}" if where else reason, param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     if request.input == "" or request.input == []:
@@ -135,7 +141,7 @@ def check_dimensions(dimensions: int | None, dim: int) -> None:
         raise BadRequest(f"dimensions is {dimensions}; this model gives 1 to {dim}", "dimensions")
 
 
-def encode(rows: NDArray[np.float32], encoding_format: str, model: str, n_tokens: int) -> Iterator[bytes]:
+def encode(rows: NDArray[np.float32], encoding_format: str | None, model: str, n_tokens: int) -> Iterator[bytes]:
     """Write the answer, in pieces small enough for an event loop: each takes a few milliseconds at most.
 
     base64 is of the row's little-endian float32, as OpenAI's.
@@ -155,19 +161,19 @@ def encode(rows: NDArray[np.float32], encoding_format: str, model: str, n_tokens
 ROWS_A_PIECE = 64
 
 
-def _encoded(rows: NDArray[np.float32], encoding_format: str) -> list[Any]:
+def _encoded(rows: NDArray[np.float32], encoding_format: str | None) -> list[Any]:
     if encoding_format == "base64":
         return [base64.b64encode(row).decode() for row in np.ascontiguousarray(rows, "<f4")]
     return list(np.ascontiguousarray(rows))
 
 
-def error_response(error: Exception) -> tuple[int, dict[str, str], bytes]:
+def error_response(error: Exception) -> tuple[int, dict[str, str], list[bytes]]:
     """Turn an error into status, headers and OpenAI's error body; what is not ours tells no details."""
     status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     index = getattr(error, "index", None)
     param = getattr(error, "param", "model" if isinstance(error, errors.ModelNotFound) else None)
     body: dict[str, Any] = {
-        "message": str(error) if isinstance(error, EmbellamaError) else "internal error",
+        "message": _short(str(error)) if isinstance(error, EmbellamaError) else "internal error",
         "type": type_,
         "param": "input" if index is not None else param,
         "code": code,
@@ -175,7 +181,12 @@ def error_response(error: Exception) -> tuple[int, dict[str, str], bytes]:
     if index is not None:
         body["index"] = index
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
-    return status, headers, orjson.dumps({"error": body})
+    return status, headers, [orjson.dumps({"error": body})]
+
+
+def _short(message: str, most: int = 1000) -> str:
+    """Leave out the middle of a long message: it may quote a value of megabytes."""
+    return message if len(message) <= most else f"{message[: most // 2]} … {message[-most // 2 :]}"
 
 
 def _field_in(reason: str) -> str | None:

@@ -2,7 +2,7 @@
 
 POST /v1/embeddings ──► read body ──► parse ──► tokenise ──► Dispatcher.submit ──► cut, encode ──► answer
                            │            │          │               │
-                          413          400      400, 404        503, 504, 500     (api.STATUSES)
+                        408, 413     400, 404     400        503, 504, 500        (api.STATUSES)
 
 GET /v1/models   what is served
 GET /health      503 until every worker is ready; later, 200 while any is
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from embellama.batch import Tokens
-from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded
+from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
 from embellama.tokenizer import Tokenizer
 from embellama_server import api
 from embellama_server.config import ServerConfig
@@ -49,10 +49,12 @@ class Server:
         # One thread: with the workers busy there is no core for a second, which would only take turns with the loop.
         self.tokenizing = ThreadPoolExecutor(1, "tokenize")
         self.n_tokenizing = 0  # requests at that thread, waiting or not
+        self.reading: set[asyncio.Timeout] = set()  # of requests whose body is still coming
+        self.stopping = False
 
     def app(self) -> Starlette:
         """Build the ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/embeddings", _Embeddings(self), methods=["POST"]),
                 Route("/v1/models", self.models, methods=["GET"]),
@@ -60,6 +62,14 @@ class Server:
             ],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         )
+        app.router.redirect_slashes = False
+        return app
+
+    def stop_reading(self) -> None:
+        """Give up on requests that are not here yet: the server stops."""
+        self.stopping = True
+        for patience in self.reading:
+            patience.reschedule(asyncio.get_running_loop().time())
 
     async def models(self, _: Request) -> Response:
         model = {"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "embellama"}
@@ -78,43 +88,43 @@ class _Embeddings:
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._response(scope, receive)
+        if response:
+            await _respond(send, *response)
+
+    async def _response(self, scope: Scope, receive: Receive) -> tuple[int, dict[str, str], list[bytes]] | None:
+        """Return status, headers and body in pieces, or None when the client has hung up: nobody to answer."""
+        deadline = asyncio.get_running_loop().time() + self._server.config.timeout_ms / 1000
+        watch = None
         try:
-            body = await self._read(scope, receive)
+            body = await self._read(scope, receive, deadline)
             self._server.dispatcher.check_room()  # before work on what cannot be taken
-            pieces = await self._answer(body, receive)
+            watch = _cancel_when_gone(receive)
+            return 200, {}, await self._answer(body, deadline)
         except ClientGone:
-            return
+            return None
+        except asyncio.CancelledError:
+            if watch and watch.done():
+                return None
+            # Not by the client: uvicorn's patience at shutdown is over.
+            return api.error_response(Unavailable("the server is shutting down"))
         except Exception as error:
             if not isinstance(error, EmbellamaError):
                 logger.exception("unexpected error")
-            await _respond(send, *api.error_response(error))
-        else:
-            await _respond(send, 200, {}, *pieces)
+            return api.error_response(error)
+        finally:
+            if watch:
+                watch.cancel()
 
-    async def _answer(self, body: bytes, receive: Receive) -> list[bytes]:
+    async def _answer(self, body: bytes, deadline: float) -> list[bytes]:
         server = self._server
         request = api.parse(body)
         if request.model != server.config.model_name:
             raise ModelNotFound(request.model, [server.config.model_name])
         api.check_dimensions(request.dimensions, server.dim)
-        deadline = asyncio.get_running_loop().time() + server.config.timeout_ms / 1000
         tokens = await self._tokens(request, deadline)
         n_tokens = sum(map(len, tokens))
-
-        future = server.dispatcher.submit(tokens, deadline)
-        watch = asyncio.ensure_future(_gone(receive))
-        watch.add_done_callback(lambda watch: None if watch.cancelled() else future.cancel())
-        try:
-            rows = await future
-        except asyncio.CancelledError:
-            if watch.done() and not watch.cancelled():
-                raise ClientGone from None
-            raise
-        finally:
-            watch.cancel()
-            future.cancel()
-
-        rows = api.cut(rows, request.dimensions)
+        rows = api.cut(await server.dispatcher.submit(tokens, deadline), request.dimensions)
         pieces = []
         for piece in api.encode(rows, request.encoding_format, request.model, n_tokens):
             pieces.append(piece)
@@ -139,7 +149,21 @@ class _Embeddings:
         finally:
             server.n_tokenizing -= 1
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, deadline: float) -> bytes:
+        server = self._server
+        try:
+            async with asyncio.timeout_at(deadline) as patience:
+                server.reading.add(patience)
+                try:
+                    return await self._body(scope, receive)
+                finally:
+                    server.reading.discard(patience)
+        except TimeoutError:
+            if server.stopping:
+                raise Unavailable("the server is shutting down") from None
+            raise api.BodyTooSlow(f"the body was not here within {server.config.timeout_ms} ms") from None
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._server.config.max_body_bytes
         n_declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         chunks: list[bytes] = []
@@ -160,13 +184,20 @@ class ClientGone(Exception):
     """The client hung up: nobody to answer."""
 
 
-async def _gone(receive: Receive) -> None:
-    """Return when the client has hung up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _cancel_when_gone(receive: Receive) -> "asyncio.Task[None]":
+    """Cancel the current task when its client has hung up; the returned task is done then."""
+    request = asyncio.current_task()
+    assert request is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        request.cancel()
+
+    return asyncio.create_task(watch())
 
 
-async def _respond(send: Send, status: int, headers: dict[str, str], *pieces: bytes) -> None:
+async def _respond(send: Send, status: int, headers: dict[str, str], pieces: list[bytes]) -> None:
     head = [JSON, (b"content-length", str(sum(map(len, pieces))).encode())]
     head += [(name.encode(), value.encode()) for name, value in headers.items()]
     start: Message = {"type": "http.response.start", "status": status, "headers": head}
@@ -184,9 +215,9 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = api.MethodNotAllowed if error.status_code == 405 else api.NotFound
     status, headers, body = api.error_response(kind(f"{request.method} {request.url.path}: {error.detail}"))
-    return Response(body, status, {**headers, **(error.headers or {})}, "application/json")
+    return Response(b"".join(body), status, {**headers, **(error.headers or {})}, "application/json")
 
 
 def _unexpected(_: Request, error: Exception) -> Response:
     status, headers, body = api.error_response(error)
-    return Response(body, status, headers, "application/json")
+    return Response(b"".join(body), status, headers, "application/json")

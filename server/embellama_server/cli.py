@@ -1,6 +1,6 @@
 """The `embellama-server` command.
 
-settings ──► vocabulary (checks the file before anything starts) ──► socket ──► uvicorn, whose lifespan runs the pool
+settings ──► vocabulary (checks the file before anything starts) ──► socket ──► workers ──► uvicorn  (serve.py)
 """
 
 import click

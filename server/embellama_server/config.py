@@ -28,7 +28,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         int, Meta(ge=1, description="Milliseconds a request may take, waiting included, before it is answered 504.")
     ] = 30_000
     max_body_bytes: Annotated[int, Meta(ge=1, description="Largest request body; a larger one is answered 413.")] = (
-        32 * 1024 * 1024
+        8 * 1024 * 1024
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

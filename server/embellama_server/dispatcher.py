@@ -23,6 +23,7 @@ Everything runs on the event loop's thread, so there are no locks.
 import asyncio
 import logging
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -222,7 +223,7 @@ class Dispatcher:
             worker.process.kill()
 
     def _on_close(self, worker: _Worker) -> None:
-        process, worker.channel = worker.process, None
+        process, worker.process, worker.channel = worker.process, None, None
         failures = self._scheduler.worker_lost(worker.number)
         self._fail_requests(failures, "a worker process died on it")
         if self._closing:
@@ -250,7 +251,13 @@ class Dispatcher:
             args=(self._config, self._canary, *channel.worker_end),
             name=f"worker-{worker.number}",
         )
-        process.start()  # not in a thread: it takes a few ms, and nothing can come between it and the next line
+        # Not in a thread: it takes a few ms, and nothing can come between it and the next line. The worker inherits
+        # the mask, so that Ctrl-C does not reach it before it can say that it ignores it (`worker.run`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.IGNORED)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker_process.IGNORED)
         worker.process, worker.channel, worker.started_at = process, channel, time.monotonic()
         channel.open(lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker))
 

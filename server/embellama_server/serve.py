@@ -16,7 +16,6 @@ import socket
 import click
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
 
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
@@ -38,11 +37,12 @@ def serve(config: ServerConfig) -> None:
         click.ClickException: The address cannot be listened on.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app, dispatcher = build(config)
+    front, dispatcher = build(config)
     with _listen(config) as listener:
-        http = uvicorn.Server(
+        http = _Http(
+            front,
             uvicorn.Config(
-                app,
+                front.app(),
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -53,7 +53,7 @@ def serve(config: ServerConfig) -> None:
                 timeout_keep_alive=65,
                 # Every request is answered by then; a connection still open is a client that does not finish its own.
                 timeout_graceful_shutdown=config.timeout_ms // 1000 + 1,
-            )
+            ),
         )
         # uvicorn raises the signal that stopped it once more when it is done, to this: the exit status stays 0.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,12 +64,26 @@ def serve(config: ServerConfig) -> None:
         # What exists by now stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
+        # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
+        gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(http, listener, dispatcher))
 
 
-def build(config: ServerConfig) -> tuple[Starlette, Dispatcher]:
-    """Load the vocabulary, and make the application and the pool, not yet started, for a checked config.
+class _Http(uvicorn.Server):
+    """uvicorn, that on its way out does not wait for requests that are not here yet."""
+
+    def __init__(self, front: Server, config: uvicorn.Config):
+        super().__init__(config)
+        self._front = front
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._front.stop_reading()
+        await super().shutdown(sockets)
+
+
+def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
+    """Load the vocabulary, and make the front and the pool, not yet started, for a checked config.
 
     Raises:
         ModelLoadError: The file cannot be loaded.
@@ -78,9 +92,10 @@ def build(config: ServerConfig) -> tuple[Starlette, Dispatcher]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     weights = Weights(config, vocab_only=True)
     tokenizer = Tokenizer(weights, config.n_ctx)
-    dispatcher = Dispatcher(config, weights.dim, tokenizer.encode([CANARY])[0])
+    canary = Tokenizer(weights).encode([CANARY])[0][: tokenizer.limit]
+    dispatcher = Dispatcher(config, weights.dim, canary)
     created = int(os.stat(config.model_path).st_mtime)
-    return Server(config, tokenizer, dispatcher, weights.dim, created).app(), dispatcher
+    return Server(config, tokenizer, dispatcher, weights.dim, created), dispatcher
 
 
 async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispatcher) -> None:

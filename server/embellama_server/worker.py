@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 
 from embellama.batch import Batch, Tokens
+from embellama.errors import ModelLoadError
 from embellama_server.channel import STARTED, Replies, Task
 from embellama_server.config import ServerConfig
 
@@ -24,12 +25,16 @@ from embellama_server.config import ServerConfig
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
 NICENESS = 5
 
+# Signals of a terminal or a service manager; blocked until `run` ignores them.
+IGNORED = (signal.SIGINT, signal.SIGTERM)
+
 
 def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
     """Load the model, answer with the canary's row, then answer batches until told to stop."""
     os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     threading.Thread(target=_exit_with_front, name="front-watch", daemon=True).start()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # When ggml aborts it looks for a debugger and forks it for a backtrace, which can hang the dying process.
@@ -41,7 +46,8 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
         model = EmbeddingModel(config)
         replies.send_rows(STARTED, model.encode(Batch.join([canary])))
     except Exception as error:
-        replies.send_error(STARTED, str(error) or repr(error))
+        reason = error.reason if isinstance(error, ModelLoadError) else str(error) or repr(error)
+        replies.send_error(STARTED, reason)
         return
     while task := tasks.get():
         try:
