@@ -8,6 +8,7 @@ EmbellamaError
 │   ├── TextTooLong            more tokens than the model reads at once
 │   ├── InvalidText            not text, or not valid Unicode
 │   ├── InvalidToken           a token id the vocabulary does not have
+│   ├── PromptError            no prompt of that name, or its fields are not those given
 │   └── ModelNotFound          no model of that name is loaded
 ├── ModelError             the model could not do its part
 │   ├── ModelLoadError         the file cannot be loaded as an embedding model
@@ -99,6 +100,17 @@ class InvalidToken(InputError):
             f"text {self.index} has token id {self.token}, which is not in this model's vocabulary "
             f"(0 to {self.n_vocab - 1}); were the ids made by another model's tokenizer?"
         )
+
+
+class PromptError(InputError):
+    """The model has no prompt of that name, or its fields are not those given."""
+
+    def __init__(self, prompt: str, reason: str):
+        super().__init__(prompt, reason)
+        self.prompt, self.reason = prompt, reason
+
+    def __str__(self) -> str:
+        return f"prompt {self.prompt!r} {self.reason}"
 
 
 class ModelNotFound(InputError):
