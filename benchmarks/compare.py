@@ -81,11 +81,11 @@ def prepare(config: EngineConfig, stack: contextlib.ExitStack) -> tuple[dict[str
     budgets: dict[str, int] = {}
     measures: dict[str, Measure] = {}
     for kind, batch in kinds.items():
-        tokens = encode(batch)
+        tokens = encode(batch).tokens
         budgets[kind] = best_budget(raw, tokens)
         measures[f"raw, {kind}"] = functools.partial(raw_rate, raw, tokens, budgets[kind])
         measures[f"library, {kind}"] = functools.partial(library_rate, engine, batch)
-    measures["raw, 1 × 1"] = functools.partial(raw_latency, raw_alone, encode(pool[:100]))
+    measures["raw, 1 × 1"] = functools.partial(raw_latency, raw_alone, encode(pool[:100]).tokens)
     return budgets, measures
 
 

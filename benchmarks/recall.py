@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from benchmarks import texts
 from benchmarks.compare import ROOT, machine
 from embellama import EmbeddingEngine, EngineConfig
-from embellama.outputs import Rows, calibrate, cut, quantize
+from embellama.batch import Rows
+from embellama.outputs import calibrate, cut, quantize
 from embellama.similarity import dot, hamming
 
 N_QUERIES = N_CALIBRATE = 500

@@ -7,12 +7,14 @@ variables (`embellama.options`). The server adds its own fields beside these.
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from embellama.errors import ConfigError
+from embellama.outputs import check_normalization
+from embellama.pooling import Pooling
 
 Config = TypeVar("Config", bound="EngineConfig")
 
@@ -57,7 +59,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch_tokens: Annotated[
         int, Meta(ge=1, le=131_072, description="Most tokens computed together; a longer text goes alone.")
     ] = 192
-    normalize: Annotated[bool, Meta(description="Scale each vector to unit length.")] = True
+    pooling: Annotated[
+        Literal["auto", Pooling],
+        Meta(description="How tokens become one vector: auto takes the file's; mean, cls, last, max, mean-sqrt, rank."),
+    ] = "auto"
+    normalization: Annotated[
+        str, Meta(description="How vectors are scaled: l2, none, max-abs (to int16's range) or a p-norm such as l1.")
+    ] = "l2"
+    int8_limit: Annotated[
+        float,
+        Meta(gt=0, le=1e30, description="The value that 127 stands for in int8 vectors; larger ones are clipped."),
+    ] = 1.0
+    prompts_file: Annotated[str, Meta(description="TOML file of prompts, asked before the built-in ones.")] = ""
 
     @staticmethod
     def builder() -> "EngineConfigBuilder":
@@ -74,6 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if isinstance(self.model_path, os.PathLike):
             values["model_path"] = os.fspath(self.model_path)
         config = convert(values, type(self))
+        check_normalization(config.normalization)
         return msgspec.structs.replace(
             config,
             model_name=config.model_name or Path(config.model_path).stem,

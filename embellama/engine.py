@@ -1,63 +1,103 @@
 """Embed from any thread, and from asyncio, on models that are confined to threads of their own.
 
-   any thread, any task                 │ threads of one loaded model, each with its own context
-                                        │
-   embed, embed_batch, aembed…          │
-      │ Tokenizer.encode                │
-      ▼                                 │
-   _Pool.submit ──► Scheduler ═════════════► inbox ──► EmbeddingModel.encode
-      │ a future                        │                 │
-      ▼                                 │                 ▼
-   (n_texts, dim) ◄── rows ◄═══════════════ Scheduler.complete
+texts ──► Calls ──► Call ──► Pool.submit ══► the model's threads
+                                                   │
+answer ◄── Call.finish ◄── rows, in a future ◄═════╛
 
-Nothing waits here that no caller is waiting for, so the library's waiting room has no limit of its own.
+One engine holds many models, each in a `Pool`. Every method has an awaitable twin whose name begins with `a`.
 """
 
 import asyncio
-import atexit
+import contextlib
+import functools
+import itertools
+import logging
 import os
-import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, TypeVar, Unpack
 
-import numpy as np
+import msgspec
+from numpy.typing import NDArray
 
-from embellama.batch import Batch, Tokens
+from embellama.batch import Rows
+from embellama.calls import (
+    Call,
+    Calls,
+    ChunkOptions,
+    Chunks,
+    Embeddings,
+    Ranking,
+    TokenOptions,
+    VectorOptions,
+)
 from embellama.config import EngineConfig
-from embellama.errors import ConfigError, EmbeddingFailed, ModelNotFound, Unavailable
-from embellama.model import EmbeddingModel, Rows
-from embellama.scheduler import Assignment, Limits, Scheduler
-from embellama.tokenizer import Tokenizer
-from embellama.weights import Weights
+from embellama.errors import ConfigError, EmbellamaError, InputError, ModelNotFound, Unavailable
+from embellama.header import Header
+from embellama.info import ModelInfo
+from embellama.pool import Pool, Progress, Unloading
+from embellama.tokenizer import Tokenized, Truncate
+
+logger = logging.getLogger("embellama.engine")
+
+Answer = TypeVar("Answer")
+Ask = Callable[[Calls], Call[Answer]]
+Vector = NDArray[Any]
 
 
 class EmbeddingEngine:
     """Loaded models, ready to embed from any thread and from asyncio.
 
     Use it as a context manager, or call `close()`: each loaded model keeps threads of its own.
+
+    Every method that takes `model` takes its name, or None for the default model. What they raise beside what they
+    say:
+        ModelNotFound: No model of that name is known.
+        InputError: A text is empty, too long or not valid (`index` says which), or an option is wrong.
+        EmbeddingFailed: The model gave no usable vector for a text.
+        Unavailable: The engine is closed, or this process is a fork of the one that loaded the model.
     """
 
-    def __init__(self, config: EngineConfig | None = None):
-        """Load the model of `config`, if given; more with `load_model`. Raises as `load_model` does."""
-        self._pools: dict[str, _Pool] = {}
-        self._lock = threading.Lock()
+    def __init__(self, config: EngineConfig | None = None, *, max_model_bytes: int | None = None):
+        """Load the model of `config`, if given; more with `load_model`. Raises as `load_model` does.
+
+        Args:
+            config: The first model.
+            max_model_bytes: Most bytes of weights to hold. To load a model, those used longest ago are unloaded; one
+                that is asked for again is loaded again. None for no limit.
+        """
+        self._models: dict[str, _Model] = {}
+        self._lock = threading.Lock()  # held while models come and go, not while they are used
+        self._clock = itertools.count(1)
         self._closed = False
+        self._max_model_bytes = max_model_bytes
+        self._default: str | None = None
         if config is not None:
             self.load_model(config)
 
     @property
     def models(self) -> list[str]:
-        """Names of the loaded models, in the order they were loaded."""
-        return list(self._pools)
+        """Names of the models, in the order they were loaded; also of those that were unloaded to make room."""
+        return list(self._models)
+
+    @property
+    def default_model(self) -> str | None:
+        """The model that None stands for: the one last set here, or the first that was loaded."""
+        return self._default or next(iter(self._models), None)
+
+    @default_model.setter
+    def default_model(self, name: str) -> None:
+        self._model(name)
+        self._default = name
 
     def load_model(self, config: EngineConfig) -> None:
         """Load one more model and start its threads.
 
         Raises:
-            ConfigError: A setting is wrong, or the name is taken.
+            ConfigError: A setting is wrong, the name is taken, or the model alone is larger than `max_model_bytes`.
             ModelLoadError: The file cannot be loaded, or is no embedding model.
         """
         if not isinstance(config, EngineConfig):
@@ -66,62 +106,227 @@ class EmbeddingEngine:
         with self._lock:
             if self._closed:
                 raise Unavailable("the engine is closed")
-            if config.model_name in self._pools:
+            if config.model_name in self._models:
                 raise ConfigError(f"model_name is {config.model_name!r}: a model of that name is loaded already")
-            self._pools[config.model_name] = _Pool(config)
+            model = _Model(config)
+            self._load(model)
+            self._models[config.model_name] = model
 
     def unload_model(self, model: str) -> None:
-        """Answer what was asked of a model, then free it.
+        """Answer what was asked of a model, then free and forget it.
 
         Raises:
-            ModelNotFound: No model of that name is loaded.
+            ModelNotFound: No model of that name is known.
         """
         with self._lock:
-            pool = self._pool(model)
-            del self._pools[model]
-        pool.close()
+            gone = self._model(model)
+            del self._models[gone.config.model_name]
+            if self._default == gone.config.model_name:
+                self._default = None
+        if gone.pool:
+            gone.pool.close()
 
-    def embed(self, model: str, text: str) -> Rows:
-        """Embed one text; ``(dim,) float32``, unit length when `normalize` is set. Raises as `embed_batch` does."""
-        return self.embed_batch(model, [text])[0]  # type: ignore[no-any-return]
-
-    def embed_batch(self, model: str, texts: Iterable[str]) -> Rows:
-        """Embed texts.
-
-        Returns:
-            ``(n_texts, dim) float32``, one row per text in the order given; unit length when `normalize` is set.
+    def reload_model(self, model: str) -> None:
+        """Load a model's file again, which may have changed; calls go on with the old one until the new one is there.
 
         Raises:
-            ModelNotFound: No model of that name is loaded.
-            InputError: A text is empty, too long or not valid; `index` says which.
-            EmbeddingFailed: The model gave no usable vector for a text.
+            ModelNotFound: No model of that name is known.
+            ModelLoadError: The file cannot be loaded; the old model stays.
         """
-        pool = self._pool(model)
-        future = pool.submit(pool.tokenize(texts))
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # interrupted while waiting: what is queued need not run
-            raise
+        with self._lock:
+            known = self._model(model)
+            old = known.pool
+            known.load()
+        if old:
+            old.close()
 
-    async def aembed(self, model: str, text: str) -> Rows:
-        """Embed one text without blocking the event loop; as `embed`."""
-        return (await self.aembed_batch(model, [text]))[0]  # type: ignore[no-any-return]
+    def model_info(self, model: str | None = None) -> ModelInfo:
+        """Describe a model.
 
-    async def aembed_batch(self, model: str, texts: Iterable[str]) -> Rows:
-        """Embed texts without blocking the event loop; as `embed_batch`. Cancelling drops what is still queued."""
-        pool = self._pool(model)
-        tokens = await asyncio.to_thread(pool.tokenize, texts)
-        return await asyncio.wrap_future(pool.submit(tokens))
+        Raises:
+            ModelNotFound: No model of that name is known.
+        """
+        return self._model(model).info
+
+    def encode(
+        self,
+        model: str | None,
+        texts: Iterable[str],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> Embeddings:
+        """Embed texts, and tell how each was read.
+
+        Args:
+            model: Which model.
+            texts: What to embed.
+            progress: Called with the number of texts done and of all, from one of the model's threads.
+            **options: See `VectorOptions`.
+        """
+        return self._run(model, lambda calls: calls.encode(texts, **options), progress)
+
+    async def aencode(
+        self,
+        model: str | None,
+        texts: Iterable[str],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> Embeddings:
+        """As `encode`, for asyncio. Cancelling drops what is still queued."""
+        return await self._arun(model, lambda calls: calls.encode(texts, **options), progress)
+
+    def embed(self, model: str | None, text: str, **options: Unpack[VectorOptions]) -> Vector:
+        """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""
+        return self.encode(model, [text], **options).vectors[0]  # type: ignore[no-any-return]
+
+    async def aembed(self, model: str | None, text: str, **options: Unpack[VectorOptions]) -> Vector:
+        """As `embed`, for asyncio. Cancelling drops what is still queued."""
+        return (await self.aencode(model, [text], **options)).vectors[0]  # type: ignore[no-any-return]
+
+    def embed_batch(
+        self,
+        model: str | None,
+        texts: Iterable[str],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> Vector:
+        """Embed texts.
+
+        Args:
+            model: Which model.
+            texts: What to embed.
+            progress: Called with the number of texts done and of all, from one of the model's threads.
+            **options: See `VectorOptions`.
+
+        Returns:
+            ``(n_texts, dim) float32``, one row per text in the order given; unit length unless `normalization` or
+            `options` say otherwise.
+        """
+        return self.encode(model, texts, progress=progress, **options).vectors
+
+    async def aembed_batch(
+        self,
+        model: str | None,
+        texts: Iterable[str],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[VectorOptions],
+    ) -> Vector:
+        """As `embed_batch`, for asyncio. Cancelling drops what is still queued."""
+        return (await self.aencode(model, texts, progress=progress, **options)).vectors
+
+    def embed_stream(
+        self, model: str | None, texts: Iterable[str], *, n_ahead: int = 1024, **options: Unpack[VectorOptions]
+    ) -> Iterator[Vector]:
+        """Embed texts as they come, in memory that does not grow with their number.
+
+        Args:
+            model: Which model.
+            texts: What to embed; read `n_ahead` texts ahead of what is yielded, and no further.
+            n_ahead: Texts at work at once, at least 1. Fewer than a few batches leave threads idle.
+            **options: See `VectorOptions`.
+
+        Yields:
+            One vector per text, in the order given, ``(dim,)``. An error names the text by its position in the stream.
+        """
+        for start, future in self._ahead(model, texts, n_ahead, options):
+            with _counted_from(start):
+                yield from future().vectors
+
+    def embed_query(self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]) -> Vector:
+        """Embed one query, ``(dim,)``, or several, ``(n, dim)``, with the model's `query` prompt."""
+        return self._prompted("query", model, text, options)
+
+    async def aembed_query(
+        self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]
+    ) -> Vector:
+        """As `embed_query`, for asyncio."""
+        return await self._aprompted("query", model, text, options)
+
+    def embed_document(self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]) -> Vector:
+        """Embed one document, ``(dim,)``, or several, ``(n, dim)``, with the model's `document` prompt."""
+        return self._prompted("document", model, text, options)
+
+    async def aembed_document(
+        self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]
+    ) -> Vector:
+        """As `embed_document`, for asyncio."""
+        return await self._aprompted("document", model, text, options)
+
+    def embed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
+        """Embed every token of a text, special ones included, for late interaction (`embellama.similarity.max_sim`).
+
+        Returns:
+            ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
+        """
+        return self._run(model, lambda calls: calls.tokens(text, **options))
+
+    async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
+        """As `embed_tokens`, for asyncio."""
+        return await self._arun(model, lambda calls: calls.tokens(text, **options))
+
+    def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
+        """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
+
+        Args:
+            model: Which model.
+            text: At most as long as the model reads.
+            **options: See `ChunkOptions`.
+        """
+        return self._run(model, lambda calls: calls.chunks(text, **options))
+
+    async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
+        """As `embed_chunks`, for asyncio."""
+        return await self._arun(model, lambda calls: calls.chunks(text, **options))
+
+    def rerank(
+        self,
+        model: str | None,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None = None,
+        *,
+        truncate: Truncate = "none",
+    ) -> Ranking:
+        """Order documents by how well they answer a query: by a reranker's score, or by an embedding model's cosine.
+
+        Args:
+            model: Which model.
+            query: What is looked for.
+            documents: What to order.
+            top_n: Return so many at most; None for all.
+            truncate: See `TextOptions`; for a reranker, it is documents that are cut.
+        """
+        return self._run(model, lambda calls: calls.rerank(query, documents, top_n=top_n, truncate=truncate))
+
+    async def arerank(
+        self,
+        model: str | None,
+        query: str,
+        documents: Iterable[str],
+        top_n: int | None = None,
+        *,
+        truncate: Truncate = "none",
+    ) -> Ranking:
+        """As `rerank`, for asyncio."""
+        return await self._arun(model, lambda calls: calls.rerank(query, documents, top_n=top_n, truncate=truncate))
+
+    def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
+        """Return texts' token ids, special ones included, as `encode` would compute them without a prompt."""
+        return self._pool(self._model(model)).calls.tokenizer.encode(texts, truncate)
 
     def close(self) -> None:
         """Answer what was asked, then free every model. Calling it again does nothing."""
         with self._lock:
             self._closed = True
-            pools = list(self._pools.values())
-            self._pools.clear()
-        for pool in pools:
-            pool.close()
+            models = list(self._models.values())
+            self._models.clear()
+        for model in models:
+            if model.pool:
+                model.pool.close()
 
     def __enter__(self) -> "EmbeddingEngine":
         return self
@@ -131,146 +336,179 @@ class EmbeddingEngine:
     ) -> None:
         self.close()
 
-    def _pool(self, model: str) -> "_Pool":
+    def _prompted(self, prompt: str, model: str | None, text: str | Iterable[str], options: VectorOptions) -> Vector:
+        options = {"prompt": prompt, **options}
+        if isinstance(text, str):
+            return self.embed(model, text, **options)
+        return self.embed_batch(model, text, **options)
+
+    async def _aprompted(
+        self, prompt: str, model: str | None, text: str | Iterable[str], options: VectorOptions
+    ) -> Vector:
+        options = {"prompt": prompt, **options}
+        if isinstance(text, str):
+            return await self.aembed(model, text, **options)
+        return await self.aembed_batch(model, text, **options)
+
+    def _run(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
+        call, future = self._submit(model, ask, progress)
         try:
-            return self._pools[model]
-        except KeyError:
+            rows = future.result()
+        except BaseException:
+            future.cancel()  # interrupted while waiting: what is queued need not run
+            raise
+        return call.finish(rows)
+
+    async def _arun(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
+        # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
+        call, future = await asyncio.to_thread(self._submit, model, ask, progress)
+        return call.finish(await asyncio.wrap_future(future))
+
+    def _submit(
+        self, model: str | None, ask: Ask[Answer], progress: Progress | None
+    ) -> tuple[Call[Answer], "Future[Rows]"]:
+        known = self._model(model)
+        while True:
+            pool = self._pool(known)
+            call = ask(pool.calls)
+            try:
+                return call, pool.submit(call, progress)
+            except Unloading:
+                if self._models.get(known.config.model_name) is not known:
+                    raise  # not to make room: it is gone
+
+    def _ahead(
+        self, model: str | None, texts: Iterable[str], n_ahead: int, options: VectorOptions
+    ) -> Iterator[tuple[int, Callable[[], Embeddings]]]:
+        """Keep slices of a stream at work, and yield each with its first text's position."""
+        if isinstance(texts, str):
+            raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
+        if n_ahead < 1:
+            raise InputError(f"n_ahead is {n_ahead}; it must be at least 1")
+        at_work: deque[tuple[int, Call[Embeddings], Future[Rows]]] = deque()
+        stream, start = iter(texts), 0
+        try:
+            while True:
+                # Several slices, so that some are at work while one is taken out.
+                while len(at_work) < N_SLICES and (part := list(itertools.islice(stream, -(-n_ahead // N_SLICES)))):
+                    with _counted_from(start):
+                        call, future = self._submit(model, functools.partial(_encode, part, options), None)
+                    at_work.append((start, call, future))
+                    start += len(part)
+                if not at_work:
+                    return
+                first, call, future = at_work.popleft()
+                yield first, functools.partial(_finished, call, future)
+        finally:
+            for _, _, future in at_work:
+                future.cancel()
+
+    def _model(self, name: str | None) -> "_Model":
+        known = self.default_model if name is None else name
+        model = self._models.get(known) if known is not None else None
+        if model is None:
             if self._closed:
-                raise Unavailable("the engine is closed") from None
-            raise ModelNotFound(model, self.models) from None
+                raise Unavailable("the engine is closed")
+            raise ModelNotFound(known or "", self.models)
+        model.used = next(self._clock)
+        return model
+
+    def _pool(self, model: "_Model") -> Pool:
+        pool = model.pool
+        if pool is None:
+            with self._lock:
+                if self._closed:
+                    raise Unavailable("the engine is closed")
+                pool = model.pool or self._load(model)
+        model.notice_change()
+        return pool
+
+    def _load(self, model: "_Model") -> Pool:
+        """Load a model, after unloading others if there is no room. The lock is held."""
+        if self._max_model_bytes is not None:
+            n_bytes = Header(model.config.model_path).n_bytes
+            if n_bytes > self._max_model_bytes:
+                raise ConfigError(
+                    f"max_model_bytes is {self._max_model_bytes}, but model {model.config.model_name!r} alone has "
+                    f"{n_bytes} bytes"
+                )
+            loaded = sorted((m for m in self._models.values() if m.pool), key=lambda m: m.used)
+            while sum(m.info.n_bytes for m in loaded) + n_bytes > self._max_model_bytes:
+                loaded.pop(0).unload()
+        return model.load()
 
 
-class _Request:
-    def __init__(self, tokens: Sequence[Tokens], dim: int):
-        self.tokens = tokens
-        self.rows = np.empty((len(tokens), dim), np.float32)
-        self.future: Future[Rows] = Future()
+# Slices of a stream that are at work at once.
+N_SLICES = 4
 
 
-class _Task(NamedTuple):
-    assignment: Assignment
-    tokens: list[Tokens]
-
-
-class _Pool:
-    """One model's weights, its threads, and the scheduler between callers and threads."""
+class _Model:
+    """One model the engine knows: loaded, or unloaded to make room."""
 
     def __init__(self, config: EngineConfig):
-        self._config = config
-        self._pid = os.getpid()
-        self._weights = Weights(config)
-        self._tokenizer = Tokenizer(self._weights, config.n_ctx)
-        self._changed = threading.Condition()  # guards everything below; notified when requests go
-        self._scheduler = Scheduler(Limits.of(config))
-        self._requests: dict[int, _Request] = {}
-        self._closing = False
-        self._abandoned = False
-        self._inboxes = [queue.SimpleQueue[_Task | None]() for _ in range(config.num_workers)]
-        started: list[Future[None]] = [Future() for _ in self._inboxes]
-        self._threads = [
-            threading.Thread(target=self._run, args=(worker, future), name=f"{config.model_name}-{worker}", daemon=True)
-            for worker, future in enumerate(started)
-        ]
-        atexit.register(self._abandon)
-        for thread in self._threads:
-            thread.start()
-        errors = [error for future in started if (error := future.exception())]
-        if errors:
-            self.close()
-            raise errors[0]
+        self.config = config
+        self.pool: Pool | None = None
+        self.used = 0  # on the engine's clock
+        self._info: ModelInfo | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._told = False
 
-    def tokenize(self, texts: Iterable[str]) -> list[Tokens]:
-        return self._tokenizer.encode(texts)
+    @property
+    def info(self) -> ModelInfo:
+        assert self._info is not None
+        return msgspec.structs.replace(self._info, loaded=self.pool is not None, changed=self._changed())
 
-    def submit(self, tokens: Sequence[Tokens]) -> "Future[Rows]":
-        if os.getpid() != self._pid:
-            name = self._config.model_name
-            raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
-        request = _Request(tokens, self._weights.dim)
-        if not tokens:
-            request.future.set_result(request.rows)
-            return request.future
-        with self._changed:
-            if self._closing:
-                raise Unavailable(f"model {self._config.model_name!r} is being unloaded")
-            id = self._scheduler.submit([len(t) for t in tokens])
-            self._requests[id] = request
-            self._hand_out()
-        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
-        return request.future
+    def load(self) -> Pool:
+        stamp = self._file()
+        pool = Pool(self.config)
+        self._info = ModelInfo.of(self.config, pool.calls, pool.weights)
+        self._stamp, self._told = stamp, False
+        self.pool = pool
+        return pool
 
-    def close(self) -> None:
-        """Wait for every answer, then stop the threads. The weights go with the last user of this pool."""
-        with self._changed:
-            self._closing = True
-            self._changed.wait_for(lambda: not self._requests)
-        self._stop()
+    def unload(self) -> None:
+        pool, self.pool = self.pool, None
+        if pool:
+            logger.info("unloading model %r to make room", self.config.model_name)
+            pool.close()
 
-    def _abandon(self) -> None:
-        """Stop at interpreter exit, once the running batches are done: a thread inside llama.cpp would crash it."""
-        if os.getpid() != self._pid:
-            return  # a fork has none of the threads
-        with self._changed:
-            self._closing = self._abandoned = True
-        self._stop()
+    def notice_change(self) -> None:
+        """Say once that the file is no longer the one that was loaded."""
+        if not self._told and self._changed():
+            self._told = True
+            logger.warning(
+                "%s has changed since model %r was loaded from it; reload_model loads the new file",
+                self.config.model_path,
+                self.config.model_name,
+            )
 
-    def _stop(self) -> None:
-        atexit.unregister(self._abandon)
-        for inbox in self._inboxes:
-            inbox.put(None)
-        for thread in self._threads:
-            thread.join()
+    def _changed(self) -> bool:
+        return self.pool is not None and self._file() != self._stamp
 
-    def _cancel(self, id: int) -> None:
-        with self._changed:
-            self._scheduler.cancel(id)
-            self._requests.pop(id, None)
-            self._changed.notify_all()
-
-    def _hand_out(self) -> None:
-        if self._abandoned:
-            return
-        for assignment in self._scheduler.assign():
-            tokens = [self._requests[text.request].tokens[text.position] for text in assignment.texts]
-            self._inboxes[assignment.worker].put(_Task(assignment, tokens))
-
-    def _run(self, worker: int, started: "Future[None]") -> None:
+    def _file(self) -> tuple[int, ...]:
+        """Tell one state of the file from another; () when there is none."""
         try:
-            model = EmbeddingModel(self._config, self._weights)
-        except BaseException as error:
-            started.set_exception(error)
-            return
-        with model:
-            with self._changed:
-                self._scheduler.worker_ready(worker)
-            started.set_result(None)
-            while task := self._inboxes[worker].get():
-                try:
-                    rows = model.encode(Batch.join(task.tokens), task.assignment.n_threads)
-                except Exception as error:  # whatever it is, it must reach the caller
-                    self._fail(task.assignment, error)
-                else:
-                    self._answer(task.assignment, rows)
+            stat = os.stat(self.config.model_path)
+        except OSError:
+            return ()
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
-    def _answer(self, assignment: Assignment, rows: Rows) -> None:
-        with self._changed:
-            answer = self._scheduler.complete(assignment.batch, assignment.worker)
-            for row, text in answer.rows:
-                self._requests[text.request].rows[text.position] = rows[row]
-            finished = [self._requests.pop(id) for id in answer.finished]
-            self._hand_out()
-            self._changed.notify_all()
-        for request in finished:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_result(request.rows)
 
-    def _fail(self, assignment: Assignment, error: Exception) -> None:
-        with self._changed:
-            failures = self._scheduler.fail(assignment.batch, assignment.worker)
-            failed = [(self._requests.pop(request), position) for request, position in failures]
-            self._hand_out()
-            self._changed.notify_all()
-        reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
-        for request, position in failed:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(EmbeddingFailed(position, reason))
+def _encode(texts: list[str], options: VectorOptions, calls: Calls) -> Call[Embeddings]:
+    return calls.encode(texts, **options)
+
+
+def _finished(call: Call[Embeddings], future: "Future[Rows]") -> Embeddings:
+    return call.finish(future.result())
+
+
+@contextlib.contextmanager
+def _counted_from(start: int) -> Iterator[None]:
+    """Make errors count texts from a stream's beginning."""
+    try:
+        yield
+    except EmbellamaError as error:
+        index = getattr(error, "index", None)
+        if index is None:
+            raise
+        raise type(error)(index + start, *error.args[1:]) from None

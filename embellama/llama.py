@@ -1,7 +1,7 @@
 """llama.cpp's C API, loaded once, with its log sent to Python's logging.
 
-Only this file and its users `model.py` and `tokenizer.py` touch the C API; its names are llama.cpp's own
-(`llama.h`).
+Only this file and its users `header.py`, `weights.py`, `tokenizer.py` and `model.py` touch the C API; its names are
+llama.cpp's own (`llama.h`, `gguf.h`).
 """
 
 import collections
@@ -16,6 +16,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from llama_cpp import llama_cpp as c_api
+from llama_cpp._ggml import libggml as ggml
 
 logger = logging.getLogger("embellama.llama_cpp")
 
@@ -37,7 +38,7 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     logger.debug("%s", line)
 
 
-__all__ = ["c_api", "last_error"]
+__all__ = ["c_api", "ggml", "last_error"]
 
 c_api.llama_log_set(_log, ctypes.c_void_p(0))
 c_api.llama_backend_init()

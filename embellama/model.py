@@ -1,6 +1,6 @@
 """One llama.cpp context, confined to the thread that made it.
 
-Batch ── EmbeddingModel.encode ──► llama_encode ──► (n_texts, dim) float32, checked row by row
+Batch ── EmbeddingModel.encode ──► llama_encode or llama_decode ──► token vectors ── pool, normalize ──► rows, checked
 
 What kills a process in llama.cpp is checked before each call: more tokens than `n_ubatch`, more texts than
 `n_seq_max`. What comes out is checked too: a row that is not finite, or all zeros, is an error and never a vector.
@@ -15,16 +15,30 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
-from embellama.batch import Batch, plan_batches
+from embellama.batch import Batch, Rows, plan_batches
 from embellama.config import EngineConfig
-from embellama.errors import EmbeddingFailed, EmptyInput, ModelError, ModelLoadError, TextTooLong, WrongThread
+from embellama.errors import (
+    EmbeddingFailed,
+    EmptyInput,
+    InputError,
+    ModelError,
+    ModelLoadError,
+    TextTooLong,
+    WrongThread,
+)
 from embellama.llama import c_api, last_error
+from embellama.outputs import normalize
+from embellama.pooling import pool
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
 
-Rows = NDArray[np.float32]
+# Tokens a context is first made for. What it computes with is reserved at once, and a causal model's memory is also
+# written, so 32,768 tokens for a model of 0.6 billion parameters would take 3.6 GB in every worker.
+FIRST_CONTEXT = 512
+
+# A causal model reads a longer text in pieces of this many tokens: twice as many mask a square four times as large.
+CAUSAL_UBATCH = 512
 
 
 class EmbeddingModel:
@@ -35,7 +49,8 @@ class EmbeddingModel:
 
     Attributes:
         config: The checked config it runs with.
-        dim: Length of an embedding.
+        dim: Length of an embedding, or the number of a reranker's scores for a pair.
+        pooling: How a text's tokens become one vector.
         tokenizer: Turns texts into what `encode` takes.
     """
 
@@ -49,10 +64,13 @@ class EmbeddingModel:
         self._owner = threading.current_thread()
         self._pid = os.getpid()
         self.config = config.checked()
-        weights = weights or Weights(self.config)
-        self.dim = weights.dim
-        self.tokenizer = Tokenizer(weights, self.config.n_ctx)
-        self._context = _Context(self.config, weights, self.tokenizer.limit)
+        self._weights = weights or Weights(self.config)
+        self.pooling = self._weights.pooling
+        self.dim = self._weights.dim
+        self.tokenizer = Tokenizer(self._weights, self.config.n_ctx)
+        # As many tokens as most batches have; a longer text has a larger context made for it (`encode`).
+        n_tokens = max(min(self.tokenizer.limit, FIRST_CONTEXT), self.config.max_batch_tokens)
+        self._context: _Context | None = _Context(self.config, self._weights, n_tokens)
 
     def embed(self, text: str) -> Rows:
         """Embed one text; ``(dim,) float32``. Raises as `embed_batch` does."""
@@ -62,14 +80,14 @@ class EmbeddingModel:
         """Embed texts on this thread.
 
         Returns:
-            ``(n_texts, dim) float32``, one row per text in the order given; unit length when `normalize` is set.
+            ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says.
 
         Raises:
             InputError: A text is empty, too long or not valid.
             EmbeddingFailed: The model gave no usable vector for a text.
             WrongThread: Another thread owns this model.
         """
-        tokens = self.tokenizer.encode(texts)
+        tokens = self.tokenizer.encode(texts).tokens
         rows = np.empty((len(tokens), self.dim), np.float32)
         config = self.config
         groups = list(plan_batches([len(t) for t in tokens], config.max_batch_tokens, config.max_batch_size))
@@ -91,31 +109,37 @@ class EmbeddingModel:
             n_threads: Threads to compute with; by default those of a batch that has the machine to itself.
 
         Returns:
-            ``(n_texts, dim) float32``, one row per text in order; unit length when `normalize` is set.
+            ``(sum of batch.n_rows, dim) float32``: each text's rows, one text after another. The one row of a text is
+            pooled and scaled as `normalization` says; rows of tokens are as the model gives them. A reranker's are
+            its head's scores.
 
         Raises:
             EmptyInput: A text has no tokens.
-            TextTooLong: The batch has more tokens than the context takes at once.
+            TextTooLong: The batch has more tokens than the model reads at once.
             EmbeddingFailed: A vector is not finite, or all zeros. In a batch of several texts the one at fault may be
                 another than the one named, because what is not finite spreads to its neighbours.
             ModelError: llama.cpp failed on the batch and does not say on which text.
             WrongThread: Another thread owns this model.
         """
         self._check_owner("used from")
-        rows = self._context.run(batch, n_threads or self.config.n_threads_alone)
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-        usable = np.isfinite(norms) & (norms > 0)
-        if not usable.all():
-            index = int(np.argmin(usable))
-            raise EmbeddingFailed(index, "its vector is all zeros" if norms[index] == 0 else "its vector is not finite")
-        if self.config.normalize:
-            rows /= norms[:, None].astype(np.float32)
-        return rows
+        if self._context is None:
+            raise ModelError("this model is closed")
+        self._check(batch)
+        if len(batch.tokens) > self._context.n_tokens:
+            self._grow(len(batch.tokens))
+        vectors = self._context.run(batch, n_threads or self.config.n_threads_alone)
+        if self.pooling == "rank":
+            return _finite(vectors)
+        if batch.per_token is None:
+            return normalize(pool(vectors, batch.lengths, self.pooling), self.config.normalization)
+        return self._mixed(batch, vectors)
 
     def close(self) -> None:
         """Free the context, and the weights with their last user. Calling it again does nothing."""
         self._check_owner("closed from")
-        self._context.close()
+        if self._context:
+            self._context.close()
+            self._context = None
 
     def __enter__(self) -> "EmbeddingModel":
         return self
@@ -128,6 +152,50 @@ class EmbeddingModel:
     def __reduce__(self) -> NoReturn:
         raise WrongThread(self.config.model_name, self._owner_name(), "pickled")
 
+    def _grow(self, n_tokens: int) -> None:
+        """Replace the context by one for longer texts."""
+        assert self._context is not None
+        n_before, in_pieces = self._context.n_tokens, self._context.causal
+        self._context.close()  # first: there may be no memory for both
+        try:
+            self._context = _Context(self.config, self._weights, n_tokens, in_pieces)
+        except ModelLoadError as error:
+            self._context = _Context(self.config, self._weights, n_before, in_pieces)
+            raise ModelError(f"there is no context for {n_tokens} tokens: {error.reason}") from None
+
+    def _check(self, batch: Batch) -> None:
+        n_tokens, n_texts = len(batch.tokens), len(batch.lengths)
+        most = max(self.tokenizer.limit, self.config.max_batch_tokens)
+        if n_texts == 0 or batch.lengths.min() < 1:
+            raise EmptyInput(int(batch.lengths.argmin()) if n_texts else None)
+        if n_tokens > most:
+            raise TextTooLong(int(batch.lengths.argmax()), n_tokens, most)
+        if batch.lengths.sum() != n_tokens:
+            raise ModelError(f"lengths sum to {batch.lengths.sum()}, but there are {n_tokens} tokens")
+        if n_texts > self.config.max_batch_size:
+            raise ModelError(f"a batch of {n_texts} texts is larger than max_batch_size, {self.config.max_batch_size}")
+        if self.pooling == "none" and (batch.per_token is None or not batch.per_token.all()):
+            raise InputError("pooling is none, so a text has no vector, only its tokens have")
+        if self.pooling == "rank" and batch.per_token is not None:
+            raise InputError("a reranker gives scores, no vectors of tokens")
+
+    def _mixed(self, batch: Batch, vectors: Rows) -> Rows:
+        """Put pooled rows and rows of tokens one after another."""
+        assert batch.per_token is not None
+        parts = np.split(vectors, np.cumsum(batch.lengths)[:-1])
+        rows = []
+        for index, (part, per_token) in enumerate(zip(parts, batch.per_token, strict=True)):
+            try:
+                if per_token:
+                    normalize(part, "none")  # checks each row
+                    rows.append(part)
+                else:
+                    pooled = pool(part, np.array([len(part)], np.int32), self.pooling)
+                    rows.append(normalize(pooled, self.config.normalization))
+            except EmbeddingFailed as error:
+                raise EmbeddingFailed(index, error.reason) from None
+        return np.concatenate(rows)
+
     def _check_owner(self, attempt: str) -> None:
         current = threading.current_thread()
         if current is not self._owner or os.getpid() != self._pid:
@@ -139,21 +207,31 @@ class EmbeddingModel:
 
 
 class _Context:
-    """The llama.cpp context and the arrays it reads batches from."""
+    """The llama.cpp context and the arrays it reads batches from.
 
-    def __init__(self, config: EngineConfig, weights: Weights, limit: int):
+    Attributes:
+        n_tokens: Most tokens in a batch.
+        causal: Whether each token reads only those before it, so that a text may be computed in pieces.
+    """
+
+    def __init__(self, config: EngineConfig, weights: Weights, n_tokens: int, in_pieces: bool = False):
         # Powers of two: llama.cpp aborts on an n_ubatch that is not a multiple of n_seq_max.
-        self.n_seq_max = _power_of_two(config.max_batch_size)
-        self.n_ubatch = max(_power_of_two(max(limit, config.max_batch_tokens)), self.n_seq_max)
-        self.dim = weights.dim
+        n_seq_max = _power_of_two(config.max_batch_size)
+        self.n_tokens = max(_power_of_two(n_tokens), n_seq_max)
+        self._dim = weights.dim
+        self._ranks = weights.pooling == "rank"
         params = c_api.llama_context_default_params()
-        # Encoders read a batch in one piece, so it must fit one n_ubatch; n_ctx holds the whole batch, shared by
-        # its texts (kv_unified), so no text is cut to n_ctx / n_seq_max.
-        params.n_ctx = params.n_batch = params.n_ubatch = self.n_ubatch
-        params.n_seq_max = self.n_seq_max
+        # n_ctx holds the whole batch, shared by its texts (kv_unified), so no text is cut to n_ctx / n_seq_max.
+        # Whoever reads both ways reads a batch in one piece, which must then fit one n_ubatch.
+        params.n_ctx = params.n_batch = self.n_tokens
+        params.n_ubatch = max(CAUSAL_UBATCH, n_seq_max) if in_pieces else self.n_tokens
+        params.n_seq_max = n_seq_max
         params.kv_unified = True
+        if not weights.causal:
+            params.attention_type = c_api.LLAMA_ATTENTION_TYPE_NON_CAUSAL
         params.embeddings = True
-        params.pooling_type = c_api.LLAMA_POOLING_TYPE_UNSPECIFIED  # the file's own
+        # The head of a reranker is llama.cpp's; all other pooling is ours (`pooling.py`).
+        params.pooling_type = c_api.LLAMA_POOLING_TYPE_RANK if self._ranks else c_api.LLAMA_POOLING_TYPE_NONE
         # Without flash attention a batch of 512 tokens takes three times as long.
         params.flash_attn_type = c_api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
@@ -165,17 +243,15 @@ class _Context:
         self._free = weakref.finalize(self, _free, context, weights)
         self._free.atexit = False
         self._pointer: Any = context
-        pooling = c_api.llama_pooling_type(context)
-        if pooling in (c_api.LLAMA_POOLING_TYPE_NONE, c_api.LLAMA_POOLING_TYPE_RANK):
-            what = "a reranker" if pooling == c_api.LLAMA_POOLING_TYPE_RANK else "a model without a pooling type"
-            raise ModelLoadError(weights.path, f"it is {what}, which gives no embedding for a text")
+        # Causal models decode into a memory that must be cleared; encoders have none, or do not use it.
+        self._memory: Any = None if weights.encoder else c_api.llama_get_memory(context)
+        self.causal = bool(self._memory) and weights.causal
+        self._failed = False
 
-        # Causal models decode into a memory that must be cleared; encoders have none.
-        self._memory: Any = c_api.llama_get_memory(context)
-        n, pointer = self.n_ubatch, ctypes.POINTER
+        n, pointer = self.n_tokens, ctypes.POINTER
         self._tokens = np.zeros(n, np.int32)
         self._positions = np.zeros(n, np.int32)
-        self._seq_ids = np.arange(self.n_seq_max, dtype=np.int32)
+        self._seq_ids = np.arange(n_seq_max, dtype=np.int32)
         self._seq_id_pointers = np.zeros(n, np.uintp)
         self._ones = np.ones(n, np.int32)
         self._outputs = np.ones(n, np.int8)
@@ -190,20 +266,12 @@ class _Context:
         )
 
     def run(self, batch: Batch, n_threads: int) -> Rows:
-        """Return what the model's pooling gives for each text, ``(n_texts, dim) float32``, unchecked."""
+        """Compute a batch that fits; what comes out is unchecked.
+
+        Returns:
+            Each token's vector, ``(n_tokens, dim) float32``, or a reranker's scores, ``(n_texts, dim) float32``.
+        """
         n_tokens, n_texts = len(batch.tokens), len(batch.lengths)
-        if n_texts == 0 or batch.lengths.min() < 1:
-            raise EmptyInput(int(batch.lengths.argmin()) if n_texts else None)
-        if n_tokens > self.n_ubatch:
-            raise TextTooLong(int(batch.lengths.argmax()), n_tokens, self.n_ubatch)
-        if batch.lengths.sum() != n_tokens:
-            raise ModelError(f"lengths sum to {batch.lengths.sum()}, but there are {n_tokens} tokens")
-        if n_texts > self.n_seq_max:
-            raise ModelError(f"a batch of {n_texts} texts is larger than this context takes, {self.n_seq_max}")
-
-        if self._pointer is None:
-            raise ModelError("this model is closed")
-
         text_of_token = np.repeat(np.arange(n_texts), batch.lengths)
         first_token = np.cumsum(batch.lengths) - batch.lengths
         self._tokens[:n_tokens] = batch.tokens
@@ -213,25 +281,42 @@ class _Context:
 
         c_api.llama_set_n_threads(self._pointer, n_threads, n_threads)
         if self._memory:
-            c_api.llama_memory_clear(self._memory, True)
+            # What a batch leaves behind is masked, but a masked NaN is still one: after a failure it is wiped.
+            c_api.llama_memory_clear(self._memory, self._failed)
             status = c_api.llama_decode(self._pointer, self._batch)
         else:
             status = c_api.llama_encode(self._pointer, self._batch)
+        self._failed = True
         if status != 0:
             raise ModelError(f"llama.cpp failed on a batch of {n_texts} texts (status {status}): {last_error()}")
-
-        rows = np.empty((n_texts, self.dim), np.float32)
-        row_bytes = rows.strides[0]
-        for i in range(n_texts):
-            row = c_api.llama_get_embeddings_seq(self._pointer, i)
-            if not row:
-                raise EmbeddingFailed(i, "llama.cpp gave no vector for it")
-            ctypes.memmove(rows.ctypes.data + i * row_bytes, row, row_bytes)
-        return rows
+        vectors = self._scores(n_texts) if self._ranks else self._vectors(n_tokens)
+        self._failed = not np.isfinite(vectors.sum(dtype=np.float64))
+        return vectors
 
     def close(self) -> None:
         self._free()
-        self._pointer = None
+
+    def _vectors(self, n_tokens: int) -> Rows:
+        pointer = c_api.llama_get_embeddings(self._pointer)
+        if not pointer:
+            raise ModelError("llama.cpp gave no vectors")
+        return np.ctypeslib.as_array(pointer, (n_tokens, self._dim)).copy()
+
+    def _scores(self, n_texts: int) -> Rows:
+        scores = np.empty((n_texts, self._dim), np.float32)
+        for i in range(n_texts):
+            pointer = c_api.llama_get_embeddings_seq(self._pointer, i)
+            if not pointer:
+                raise EmbeddingFailed(i, "llama.cpp gave no score for it")
+            scores[i] = np.ctypeslib.as_array(pointer, (self._dim,))
+        return scores
+
+
+def _finite(scores: Rows) -> Rows:
+    finite = np.isfinite(scores.sum(axis=1))
+    if not finite.all():
+        raise EmbeddingFailed(int(np.argmin(finite)), "its score is not finite")
+    return scores
 
 
 def _free(context: Any, _weights: Weights) -> None:

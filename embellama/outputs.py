@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from embellama.batch import Rows
 from embellama.errors import ConfigError, EmbeddingFailed, InputError
 
-Rows = NDArray[np.float32]
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 # The range of int8 and uint8 that holds every unit vector, whatever the model.

@@ -1,6 +1,6 @@
 """Text to token ids, as the model's authors meant it.
 
-text ── Tokenizer.encode ──► token ids with the model's special tokens ──► Batch.join
+text ── a vocabulary's way ──► its own ids ── cut to the limit ──► ids between the special tokens ──► Batch.join
 
 Two ways, chosen by the GGUF's vocabulary:
 
@@ -13,16 +13,22 @@ Safe to use from several threads at once: neither way keeps state between calls.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
-from embellama.errors import EmptyInput, InputError, InvalidText, InvalidToken, TextTooLong
+from embellama.errors import ConfigError, EmptyInput, InputError, InvalidText, InvalidToken, ModelError, TextTooLong
 from embellama.llama import c_api
 from embellama.weights import Weights
+
+# How a text that is too long becomes one that is not: not at all, without its end, without its start, or without
+# whatever comes after this many tokens.
+Truncate = Literal["none", "end", "start"] | int
 
 # A text of more characters than this for each token of the limit is tried by its head first, so that megabytes need
 # not be tokenised to be refused. English has 4 to 5 characters a token; larger reads more of a hopeless text.
@@ -32,12 +38,25 @@ HEAD_CHARACTERS = 32
 WORD_CHARACTERS = 100
 
 
+class Tokenized(NamedTuple):
+    """Texts as token ids.
+
+    tokens: For each text in order its ids, special tokens included, ``(n_tokens,) int32``.
+    n_cut: How many of each text's tokens were left out, ``(n_texts,) int32``.
+    """
+
+    tokens: list[Tokens]
+    n_cut: NDArray[np.int32]
+
+
 class Tokenizer:
     """Turns texts into token ids for one model.
 
     Attributes:
         limit: Most tokens one text may have, special tokens included.
         n_vocab: Ids run from 0 to ``n_vocab - 1``.
+        first: Ids that go before every text, ``(n,) int32``.
+        last: Ids that go after every text, ``(n,) int32``.
     """
 
     def __init__(self, weights: Weights, limit: int = 0):
@@ -46,29 +65,75 @@ class Tokenizer:
         self.limit = min(limit, weights.n_ctx_train) if limit else weights.n_ctx_train
         self.n_vocab = c_api.llama_vocab_n_tokens(weights.vocab)
         word_piece = c_api.llama_vocab_type(weights.vocab) == c_api.LLAMA_VOCAB_TYPE_WPM
-        self._tokenize: Callable[[Sequence[str]], Iterator[Tokens]] = (
-            WordPiece(weights) if word_piece else LlamaTokenize(weights)
-        )
+        self._vocabulary: _Vocabulary = WordPiece(weights) if word_piece else LlamaTokenize(weights)
+        # What llama.cpp puts around nothing is what it puts around a text.
+        ends = LlamaTokenize(weights).one("", add_special=True)
+        n_first = int(word_piece or c_api.llama_vocab_get_add_bos(weights.vocab))
+        self.first, self.last = ends[:n_first], ends[n_first:]
+        if self.limit <= self.n_special:
+            raise ConfigError(f"n_ctx is {limit}; this model needs {self.n_special} special tokens and one of a text")
 
-    def encode(self, texts: Iterable[str]) -> list[Tokens]:
-        """Tokenise texts, special tokens included.
+    @property
+    def n_special(self) -> int:
+        """How many ids go around every text."""
+        return len(self.first) + len(self.last)
 
-        Returns:
-            For each text in order its token ids, ``(n_tokens,) int32``.
+    def encode(self, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
+        """Tokenise texts.
+
+        Args:
+            texts: What to tokenise.
+            truncate: What to do with a text of more than `limit` tokens: raise (``none``), or leave out its ``end`` or
+                its ``start``. A number of tokens leaves out the end of texts that have more, special tokens included.
 
         Raises:
-            InputError: `texts` is one `str`.
+            InputError: `texts` is one `str`, or `truncate` is not one of the above or out of range.
             InvalidText: A text is not a `str`, or holds half of a surrogate pair.
             EmptyInput: A text is empty, or has no tokens.
-            TextTooLong: A text has more than `limit` tokens.
+            TextTooLong: A text has more than `limit` tokens, and `truncate` is ``none``.
         """
-        if isinstance(texts, str):
-            raise InputError("texts is one str, not a list of them; to embed one text, call embed")
-        texts = list(texts)
-        for index, text in enumerate(texts):
-            _check_text(index, text)
-            self._check_head(index, text)
-        return [self._fits(index, tokens) for index, tokens in enumerate(self._tokenize(texts))]
+        limit = self.limit_for(truncate)
+        texts = _checked(texts)
+        if truncate == "none":
+            for index, text in enumerate(texts):
+                self._check_head(index, text)
+        room = limit - self.n_special
+        tokens: list[Tokens] = []
+        n_cut = np.zeros(len(texts), np.int32)
+        for index, ids in enumerate(self._vocabulary(texts)):
+            if len(ids) + self.n_special == 0:
+                raise EmptyInput(index)
+            if len(ids) > room:
+                if truncate == "none":
+                    raise TextTooLong(index, len(ids) + self.n_special, limit)
+                n_cut[index] = len(ids) - room
+                ids = ids[-room:] if truncate == "start" else ids[:room]
+            tokens.append(self.wrap(ids))
+        return Tokenized(tokens, n_cut)
+
+    def bare(self, texts: Iterable[str]) -> list[Tokens]:
+        """Tokenise texts of any length without special tokens; `wrap` adds them. Raises as `encode` does."""
+        return list(self._vocabulary(_checked(texts)))
+
+    def wrap(self, ids: Tokens) -> Tokens:
+        """Put the special tokens around the ids of one text, ``(n,) int32``."""
+        return np.concatenate((self.first, ids, self.last))
+
+    def spans(self, text: str) -> NDArray[np.int32]:
+        """Find where in a text its tokens come from.
+
+        Returns:
+            First character and the one after the last of each token of `bare`, ``(n_tokens, 2) int32``.
+
+        Raises:
+            ModelError: The model's tokenizer rewrites text, so that its tokens cannot be found in it.
+        """
+        spans = self._vocabulary.spans(text)
+        if spans is None:
+            raise ModelError(
+                "this model's tokenizer does not tell which characters a token comes from; use token spans"
+            )
+        return spans
 
     def check(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
         """Check lists of token ids, which are used as they are: no special token is added.
@@ -92,32 +157,51 @@ class Tokenizer:
             checked.append(np.array(ids, np.int32))
         return checked
 
+    def limit_for(self, truncate: Truncate) -> int:
+        """Return how many tokens a text may have under `truncate`; raise `InputError` if that is wrong."""
+        if truncate in ("none", "end", "start"):
+            return self.limit
+        if not isinstance(truncate, int) or isinstance(truncate, bool):
+            raise InputError(f"truncate is {truncate!r}; it must be none, end, start or a number of tokens")
+        if not self.n_special < truncate <= self.limit:
+            raise InputError(
+                f"truncate is {truncate} tokens; this model reads {self.n_special + 1} to {self.limit}, of which "
+                f"{self.n_special} are special"
+            )
+        return truncate
+
     def _check_head(self, index: int, text: str) -> None:
         """Refuse a text whose head alone has too many tokens."""
         n = self.limit * HEAD_CHARACTERS
         if len(text) > n:
-            [tokens] = self._tokenize([text[:n]])
-            n_sure = len(tokens) - WORD_CHARACTERS
+            [ids] = self._vocabulary([text[:n]])
+            n_sure = len(ids) + self.n_special - WORD_CHARACTERS
             if n_sure > self.limit:
                 raise TextTooLong(index, n_sure, self.limit, at_least=True)
 
-    def _fits(self, index: int, tokens: Tokens) -> Tokens:
-        if len(tokens) == 0:
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError("texts is one str, not a list of them; to embed one text, call embed")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidText(index, f"is {type(text).__name__}, not str")
+        if not text:
             raise EmptyInput(index)
-        if len(tokens) > self.limit:
-            raise TextTooLong(index, len(tokens), self.limit)
-        return tokens
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidText(index, f"is not valid Unicode: lone surrogate at character {error.start}") from None
+    return texts
 
 
-def _check_text(index: int, text: str) -> None:
-    if not isinstance(text, str):
-        raise InvalidText(index, f"is {type(text).__name__}, not str")
-    if not text:
-        raise EmptyInput(index)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidText(index, f"is not valid Unicode: lone surrogate at character {error.start}") from None
+class _Vocabulary(Protocol):
+    """One way to turn texts into ids, without special tokens around them."""
+
+    def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]: ...
+
+    def spans(self, text: str) -> NDArray[np.int32] | None: ...
 
 
 class LlamaTokenize:
@@ -129,18 +213,43 @@ class LlamaTokenize:
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
         return map(self.one, texts)
 
-    def one(self, text: str) -> Tokens:
+    def one(self, text: str, add_special: bool = False) -> Tokens:
         """Tokenise one text, which may be empty; ``(n_tokens,) int32``."""
         data = text.encode()
         # A byte is at most one token in every vocabulary llama.cpp knows, plus what it adds at both ends.
         tokens = np.empty(len(data) + 8, np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
-        n = c_api.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), True, True)
+        n = self._fill(tokens, data, add_special)
         if n < 0:  # -n is the room it wanted
             tokens = np.empty(-n, np.int32)
-            pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
-            n = c_api.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), True, True)
+            n = self._fill(tokens, data, add_special)
         return tokens[:n].copy()
+
+    def spans(self, text: str) -> NDArray[np.int32] | None:
+        """Find each token's characters, by the bytes it stands for; None where those are not the text's."""
+        pieces = [self._piece(token) for token in self.one(text).tolist()]
+        data, written = text.encode(), b"".join(pieces)
+        n_added = len(written) - len(data)  # a vocabulary of words may begin with a space that is not in the text
+        if written[max(n_added, 0) :] != data or written[: max(n_added, 0)].strip():
+            return None
+        ends = np.cumsum([len(piece) for piece in pieces]) - n_added
+        starts = np.maximum(ends - [len(piece) for piece in pieces], 0)
+        # From bytes to characters: a token may be part of a character, which is then in its span.
+        is_start = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+        n_before = np.concatenate(([0], np.cumsum(is_start)))
+        return np.stack((n_before[np.minimum(starts + 1, len(data))] - 1, n_before[ends]), axis=1).astype(np.int32)
+
+    def _fill(self, tokens: Tokens, data: bytes, add_special: bool) -> int:
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
+        n: int = c_api.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, True)
+        return n
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(256)
+        n = c_api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = c_api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:n]
 
 
 class WordPiece:
@@ -151,37 +260,37 @@ class WordPiece:
     """
 
     def __init__(self, weights: Weights):
-        vocab = weights.vocab
+        vocab, values = weights.vocab, weights.header.values
         stored = [c_api.llama_vocab_get_text(vocab, i).decode() for i in range(c_api.llama_vocab_n_tokens(vocab))]
         pieces = [_piece(text) for text in stored]
         special = c_api.LLAMA_TOKEN_ATTR_CONTROL | c_api.LLAMA_TOKEN_ATTR_UNKNOWN | c_api.LLAMA_TOKEN_ATTR_USER_DEFINED
         added = [piece for i, piece in enumerate(pieces) if c_api.llama_vocab_get_attr(vocab, i) & special]
 
-        unknown = weights.metadata("tokenizer.ggml.unknown_token_id")
+        unknown = values.get("tokenizer.ggml.unknown_token_id")
         self._tokenizer = tokenizers.Tokenizer(
             models.WordPiece(
                 {piece: i for i, piece in enumerate(pieces)},
-                unk_token=pieces[int(unknown)] if unknown else "[UNK]",
+                unk_token="[UNK]" if unknown is None else pieces[unknown],
                 max_input_chars_per_word=WORD_CHARACTERS,
             )
         )
-        lowercase = weights.metadata("tokenizer.ggml.normalizer.lowercase") != "false"
-        strip_accents = weights.metadata("tokenizer.ggml.normalizer.strip_accents")
         self._tokenizer.normalizer = normalizers.BertNormalizer(
-            lowercase=lowercase, strip_accents=None if strip_accents is None else strip_accents == "true"
+            lowercase=values.get("tokenizer.ggml.normalizer.lowercase", True),
+            strip_accents=values.get("tokenizer.ggml.normalizer.strip_accents"),
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._tokenizer.add_special_tokens(
             [tokenizers.AddedToken(piece, special=True, normalized=False) for piece in added]
         )
-        # What llama.cpp puts around nothing is what it puts around a text: [CLS] and [SEP].
-        ends = LlamaTokenize(weights).one("").tolist()
-        self._first, self._last = ends[: (len(ends) + 1) // 2], ends[(len(ends) + 1) // 2 :]
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
         # Unlike one text after another, a batch is tokenised with Python's lock released.
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-            yield np.array([*self._first, *encoding.ids, *self._last], np.int32)
+            yield np.array(encoding.ids, np.int32)
+
+    def spans(self, text: str) -> NDArray[np.int32]:
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return np.array(offsets, np.int32).reshape(-1, 2)
 
 
 def _piece(stored: str) -> str:

@@ -1,25 +1,28 @@
 """A GGUF file in memory: what contexts share.
 
-file ── Weights ──► Tokenizer (vocabulary)
-             └────► EmbeddingModel, one for each thread
+file ── Header ──► Weights ──► Tokenizer (vocabulary)
+                      └──────► EmbeddingModel, one for each thread
 
 Read-only once loaded, so any thread may use it; llama.cpp maps the file, so processes share it too.
 """
 
-import ctypes
 import os
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 from embellama.config import EngineConfig
-from embellama.errors import ModelLoadError
+from embellama.errors import ConfigError, ModelLoadError
+from embellama.header import Header
 from embellama.llama import c_api, last_error
+from embellama.pooling import Pooling
 
 # Weights are not laid out for AMX's tiles: where `_tile_loadconfig` tells the compiler of 8 of its 64 bytes (GCC bug
 # 114098; Debian 12's GCC 12.2 has it), their first product ends the process, and no call says who compiled llama.cpp.
 AMX = b"AMX_INT8 = 1" in c_api.llama_print_system_info()
+
+# enum llama_pooling_type (llama.h), as a GGUF's `{architecture}.pooling_type`.
+_POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 
 _loading = threading.Lock()  # llama.cpp tells why a load failed in one log for the whole process
 
@@ -28,21 +31,35 @@ class Weights:
     """One model file, loaded.
 
     Attributes:
-        path: The file.
+        header: What the file says of itself.
         model: llama.cpp's pointer to the model.
         vocab: llama.cpp's pointer to its vocabulary.
-        dim: Length of an embedding.
+        pooling: How a text's tokens become one vector: as the config says, or else the file.
+        dim: Length of an embedding, or the number of a reranker's scores for a pair.
         n_ctx_train: Most tokens the model was trained to read at once.
+        encoder: Whether it is the encoder of an encoder-decoder (T5).
+        causal: Whether each token reads only those before it, as far as the file says; encoders may not say.
     """
 
     def __init__(self, config: EngineConfig, *, vocab_only: bool = False):
         """Load `config.model_path`; with `vocab_only`, just what a `Tokenizer` needs.
 
         Raises:
-            ModelLoadError: The file is missing, unreadable, not GGUF, or not a model llama.cpp can load.
+            ConfigError: Layers are wanted on a GPU that this llama.cpp was not built for.
+            ModelLoadError: The file is missing, unreadable, not GGUF, no model llama.cpp can load, or does not say
+                how a text becomes one vector.
         """
         self.path = config.model_path
-        _check_file(Path(self.path))
+        check_gpu(config.n_gpu_layers)
+        self.header = Header(self.path)
+        self.pooling = pooling_of(self.header, config.pooling)
+        self.n_ctx_train: int = self.header.get("context_length", 0)
+        self.dim: int = self.header.get("embedding_length_out") or self.header.get("embedding_length", 0)
+        if not self.n_ctx_train or not self.dim:
+            raise ModelLoadError(self.path, "it does not say its context length or embedding length")
+        if self.pooling == "rank":
+            self.dim = self.header.get("classifier.output_labels", 1)
+
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
@@ -57,30 +74,50 @@ class Weights:
         weakref.finalize(self, c_api.llama_model_free, model).atexit = False
         self.model: Any = model
         self.vocab: Any = c_api.llama_model_get_vocab(model)
-        # From the file's metadata: llama.cpp does not fill its own in when it loads just the vocabulary.
-        self.n_ctx_train = self._number("context_length")
-        self.dim = self._number("embedding_length_out") or self._number("embedding_length")
         if c_api.llama_vocab_type(self.vocab) == c_api.LLAMA_VOCAB_TYPE_NONE:
             raise ModelLoadError(self.path, "it has no vocabulary")
-        if not self.n_ctx_train or not self.dim:
-            raise ModelLoadError(self.path, "it does not say its context length or embedding length")
-
-    def metadata(self, key: str) -> str | None:
-        """Return the GGUF's value for `key`, as llama.cpp prints it, or None."""
-        buffer = ctypes.create_string_buffer(1024)
-        n = c_api.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
-        return None if n < 0 else buffer.value.decode("utf-8", "replace")
-
-    def _number(self, key: str) -> int:
-        return int(self.metadata(f"{self.metadata('general.architecture')}.{key}") or 0)
+        self.encoder = bool(c_api.llama_model_has_encoder(model))
+        # llama.cpp's converter leaves it out for llama-embed, which reads both ways.
+        self.causal: bool = self.header.get("attention.causal", self.header.architecture != "llama-embed")
 
 
-def _check_file(path: Path) -> None:
-    """Say what is wrong with `path` in words; llama.cpp's own are about offsets and pointers."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelLoadError(str(path), error.strerror or str(error)) from None
-    if magic != b"GGUF":
-        raise ModelLoadError(str(path), f"not a GGUF file: it starts with {magic!r}, not b'GGUF'")
+def pooling_of(header: Header, wanted: str) -> Pooling:
+    """Return how a text's tokens become one vector: as `wanted`, or for "auto" as the file says.
+
+    Raises:
+        ModelLoadError: The file does not say, or has no head to rank with.
+    """
+    stored = header.get("pooling_type")
+    if wanted == "auto" and stored is None:
+        chat = "; it has a chat template, so it may be no embedding model" if is_chat_model(header) else ""
+        raise ModelLoadError(
+            header.path,
+            "it names no pooling type, so how a text becomes one vector is not known; set pooling (mean, cls, last) "
+            f"to what its authors say{chat}",
+        )
+    if wanted == "auto" and not 0 <= stored < len(_POOLINGS):
+        raise ModelLoadError(header.path, f"its pooling type is {stored}; 0 to {len(_POOLINGS) - 1} are known")
+    pooling: Pooling = _POOLINGS[stored] if wanted == "auto" else wanted  # type: ignore[assignment]
+    if pooling == "rank" and not has_head(header):
+        raise ModelLoadError(header.path, "pooling is rank, but it has no classification head (cls tensors)")
+    return pooling
+
+
+def has_head(header: Header) -> bool:
+    """Tell whether a model has the head of a reranker."""
+    return "cls.weight" in header.tensors or "cls.output.weight" in header.tensors
+
+
+def is_chat_model(header: Header) -> bool:
+    """Tell whether a model was made to chat."""
+    return "tokenizer.chat_template" in header.values
+
+
+def check_gpu(n_gpu_layers: int) -> None:
+    """Raise `ConfigError` if layers are wanted on a GPU and this llama.cpp was built without any."""
+    if n_gpu_layers and not c_api.llama_supports_gpu_offload():
+        raise ConfigError(
+            f"n_gpu_layers is {n_gpu_layers}, but this llama-cpp-python was built for the CPU alone; build it again: "
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
+            "llama-cpp-python (for Apple -DGGML_METAL=on, for other GPUs -DGGML_VULKAN=on)"
+        )

@@ -35,8 +35,8 @@ def shown(*arguments: str, **variables: str) -> dict[str, Any]:
 
 
 def test_builder_and_keywords_make_the_same_config() -> None:
-    built = EngineConfig.builder().with_model_path("a/minilm.gguf").with_n_ctx(128).with_normalize(False).build()
-    assert built == EngineConfig(model_path="a/minilm.gguf", n_ctx=128, normalize=False).checked()
+    built = EngineConfig.builder().with_model_path("a/minilm.gguf").with_n_ctx(128).with_normalization("none").build()
+    assert built == EngineConfig(model_path="a/minilm.gguf", n_ctx=128, normalization="none").checked()
     assert built.model_name == "minilm"
 
 
@@ -64,7 +64,8 @@ def test_a_path_object_names_a_model() -> None:
         ({"model_path": "m\0"}, "model_path is 'm\\x00': expected `str` matching"),
         ({"model_path": "m", "model_name": None}, "model_name is None: expected `str`"),
         ({"model_path": "m", "num_workers": None}, "num_workers is None: expected `int`"),
-        ({"model_path": "m", "normalize": 1}, "normalize is 1: expected `bool`, got `int`"),
+        ({"model_path": "m", "normalization": "l0"}, "normalization is 'l0'; it must be l2, none, max-abs"),
+        ({"model_path": "m", "pooling": "avg"}, "pooling is 'avg': invalid enum value 'avg'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_limit(settings: dict[str, Any], message: str) -> None:
@@ -120,7 +121,8 @@ def test_the_issue_names_of_flags_exist() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_has_a_working_variable(field: str) -> None:
-    value = {"model_path": "x.gguf", "model_name": "x", "host": "::1", "normalize": "false", "log_level": "error"}
+    value = {"model_path": "x.gguf", "model_name": "x", "host": "::1", "normalization": "l1", "log_level": "error"}
+    value |= {"pooling": "cls", "int8_limit": "0.5", "prompts_file": "p.toml"}
     variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
     assert str(shown(**variables)[field]).lower() == value.get(field, "5")
 

@@ -145,8 +145,8 @@ def test_n_ctx_lowers_the_limit(tiny_path: str) -> None:
         engine.embed("tiny", "red " * 9)
 
 
-def test_normalize_off_keeps_the_length_the_model_gives(tiny_path: str) -> None:
-    with EmbeddingEngine(tiny(tiny_path, normalize=False)) as engine:
+def test_normalization_off_keeps_the_length_the_model_gives(tiny_path: str) -> None:
+    with EmbeddingEngine(tiny(tiny_path, normalization="none")) as engine:
         assert np.linalg.norm(engine.embed("tiny", "red")) > 1.5
 
 
@@ -211,7 +211,8 @@ def test_unloading_answers_what_was_asked_before(tiny_path: str) -> None:
 
 async def test_cancelling_a_call_drops_its_queued_work(tiny_path: str) -> None:
     with EmbeddingEngine(tiny(tiny_path)) as engine:
-        pool = engine._pools["tiny"]
+        pool = engine._models["tiny"].pool
+        assert pool
         calls = [asyncio.ensure_future(engine.aembed_batch("tiny", ["red " * 60] * 2000)) for _ in range(4)]
         await asyncio.to_thread(wait_until, lambda: pool._scheduler.n_open == len(calls), "every call waits")
         for call in calls:
@@ -249,7 +250,7 @@ def test_a_truncated_model_is_refused(tiny_path: str, tmp_path: Path) -> None:
 
 def test_a_model_without_pooling_is_refused(tmp_path: Path) -> None:
     path = str(write_bert(tmp_path / "none.gguf", pooling=None))
-    with pytest.raises(ModelLoadError, match="without a pooling type"):
+    with pytest.raises(ModelLoadError, match="names no pooling type"):
         EmbeddingEngine(EngineConfig(model_path=path))
 
 
@@ -276,7 +277,7 @@ from embellama import EmbeddingEngine, EngineConfig
 engine = EmbeddingEngine(EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2))
 for _ in range(4):
     threading.Thread(target=engine.embed_batch, args=("tiny", ["red " * 60] * 5000), daemon=True).start()
-while engine._pools["tiny"]._scheduler.n_open < 4:
+while engine._models["tiny"].pool._scheduler.n_open < 4:
     pass
 """
     result = run(sys.executable, "-c", program)

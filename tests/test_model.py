@@ -64,7 +64,7 @@ def test_embed_batch_names_the_text_at_fault(model: EmbeddingModel) -> None:
 def test_what_would_abort_llama_cpp_is_an_error(model: EmbeddingModel) -> None:
     with pytest.raises(TextTooLong, match="has 65 tokens; the limit is 64"):
         model.encode(batch(65))
-    with pytest.raises(ModelError, match="5 texts is larger than this context takes, 4"):
+    with pytest.raises(ModelError, match="5 texts is larger than max_batch_size, 4"):
         model.encode(batch(1, 1, 1, 1, 1))
     with pytest.raises(EmptyInput, match="text 1 is empty"):
         model.encode(batch(1, 0))

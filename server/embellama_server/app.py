@@ -65,6 +65,9 @@ class Server:
         app.router.redirect_slashes = False
         return app
 
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        return self.tokenizer.encode(texts).tokens
+
     def stop_reading(self) -> None:
         """Give up on requests that are not here yet: the server stops."""
         self.stopping = True
@@ -135,7 +138,7 @@ class _Embeddings:
     async def _tokens(self, request: api.EmbeddingsRequest, deadline: float) -> list[Tokens]:
         server = self._server
         items: list[Any] = api.items(request.input)
-        work = server.tokenizer.encode if isinstance(items[0], str) else server.tokenizer.check
+        work = server.encode if isinstance(items[0], str) else server.tokenizer.check
         if sum(map(len, items)) <= INLINE_CHARACTERS:
             return work(items)
         if server.n_tokenizing >= server.config.queue_size:

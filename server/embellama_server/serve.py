@@ -17,6 +17,7 @@ import click
 import uvicorn
 import uvloop
 
+from embellama.errors import ModelLoadError
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
 from embellama_server.app import Server
@@ -91,8 +92,10 @@ def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
     # Texts are tokenised by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     weights = Weights(config, vocab_only=True)
+    if weights.pooling in ("rank", "none"):
+        raise ModelLoadError(config.model_path, f"its pooling is {weights.pooling}, which gives no vector for a text")
     tokenizer = Tokenizer(weights, config.n_ctx)
-    canary = Tokenizer(weights).encode([CANARY])[0][: tokenizer.limit]
+    canary = tokenizer.encode([CANARY], truncate="end").tokens[0]
     dispatcher = Dispatcher(config, weights.dim, canary)
     created = int(os.stat(config.model_path).st_mtime)
     return Server(config, tokenizer, dispatcher, weights.dim, created), dispatcher

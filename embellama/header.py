@@ -1,0 +1,116 @@
+"""What a GGUF file says of itself, read without loading the model.
+
+file ── Header ──► Weights, and `embellama inspect`
+
+Read by ggml's own functions (`gguf.h`), which refuse a malformed file where loading it might end the process.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+from embellama.errors import ModelLoadError
+from embellama.llama import ggml, last_error
+
+_GETTERS = {  # enum gguf_type (gguf.h); strings are 8, arrays 9
+    0: ("gguf_get_val_u8", ctypes.c_uint8),
+    1: ("gguf_get_val_i8", ctypes.c_int8),
+    2: ("gguf_get_val_u16", ctypes.c_uint16),
+    3: ("gguf_get_val_i16", ctypes.c_int16),
+    4: ("gguf_get_val_u32", ctypes.c_uint32),
+    5: ("gguf_get_val_i32", ctypes.c_int32),
+    6: ("gguf_get_val_f32", ctypes.c_float),
+    7: ("gguf_get_val_bool", ctypes.c_bool),
+    10: ("gguf_get_val_u64", ctypes.c_uint64),
+    11: ("gguf_get_val_i64", ctypes.c_int64),
+    12: ("gguf_get_val_f64", ctypes.c_double),
+}
+_STRING, _ARRAY = 8, 9
+
+
+class Header:
+    """Metadata and tensor list of one GGUF file.
+
+    Attributes:
+        path: The file.
+        values: Metadata by key: `str`, `int`, `float` or `bool`; of an array its length.
+        tensors: Tensor names with their types, such as ``"bf16"``.
+        n_bytes: Size of all tensors.
+    """
+
+    def __init__(self, path: str):
+        """Read the header of `path`.
+
+        Raises:
+            ModelLoadError: The file is missing, unreadable, not GGUF, or cut off within its header.
+        """
+        self.path = path
+        _check_magic(Path(path))
+        last_error()
+        pointer = _call("gguf_init_from_file", ctypes.c_void_p, os.fsencode(path), _InitParams(True, None))
+        if not pointer:
+            raise ModelLoadError(path, f"its header is damaged: {last_error() or 'ggml does not say how'}")
+        file = ctypes.c_void_p(pointer)
+        try:
+            self.values = dict(_value(file, i) for i in range(_call("gguf_get_n_kv", ctypes.c_int64, file)))
+            self.tensors: dict[str, str] = {}
+            self.n_bytes = 0
+            for i in map(ctypes.c_int64, range(_call("gguf_get_n_tensors", ctypes.c_int64, file))):
+                type = _call("gguf_get_tensor_type", ctypes.c_int, file, i)
+                self.tensors[_string("gguf_get_tensor_name", file, i)] = _string("ggml_type_name", type)
+                self.n_bytes += _call("gguf_get_tensor_size", ctypes.c_size_t, file, i)
+        finally:
+            _call("gguf_free", None, file)
+
+    @property
+    def architecture(self) -> str:
+        """As llama.cpp names it."""
+        return str(self.values.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the architecture's own `key`, such as ``context_length``, or `default`."""
+        return self.values.get(f"{self.architecture}.{key}", default)
+
+    @property
+    def quantization(self) -> str:
+        """The type most bytes of weights come in, or most tensors when that is close enough: ``"q8_0"``."""
+        types = [type for name, type in self.tensors.items() if name.startswith("blk.")]
+        wide = [type for type in types if type != "f32"] or types
+        return max(set(wide), key=wide.count, default="")
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
+def _value(file: ctypes.c_void_p, i: int) -> tuple[str, Any]:
+    index = ctypes.c_int64(i)
+    key = _string("gguf_get_key", file, index)
+    type = _call("gguf_get_kv_type", ctypes.c_int, file, index)
+    if type == _STRING:
+        return key, _string("gguf_get_val_str", file, index)
+    if type == _ARRAY:
+        return key, _call("gguf_get_arr_n", ctypes.c_size_t, file, index)
+    return key, _call(_GETTERS[type][0], _GETTERS[type][1], file, index)
+
+
+def _string(function: str, *arguments: Any) -> str:
+    return (_call(function, ctypes.c_char_p, *arguments) or b"").decode("utf-8", "replace")
+
+
+def _call(function: str, result: Any, *arguments: Any) -> Any:
+    call = ggml[function]  # a fresh function object: nobody else sees its restype
+    call.restype = result
+    return call(*arguments)
+
+
+def _check_magic(path: Path) -> None:
+    """Say what is wrong with `path` in words; llama.cpp's own are about offsets and pointers."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelLoadError(str(path), error.strerror or str(error)) from None
+    if magic != b"GGUF":
+        raise ModelLoadError(str(path), f"not a GGUF file: it starts with {magic!r}, not b'GGUF'")

@@ -1,0 +1,63 @@
+"""What is known of a model: for `EmbeddingEngine.model_info`, and for `embellama inspect`.
+
+Header, Tokenizer, Prompts ──► ModelInfo
+"""
+
+import msgspec
+
+from embellama.calls import Calls
+from embellama.config import EngineConfig
+from embellama.pooling import Pooling
+from embellama.weights import Weights
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine does with a model.
+
+    Attributes:
+        name: What it is called by.
+        path: Its file.
+        architecture: As llama.cpp names it: ``bert``, ``qwen3``, …
+        dim: Length of an embedding, or the number of a reranker's scores for a pair.
+        n_ctx: Most tokens of one text, special ones included.
+        n_ctx_train: Most tokens the model was trained to read at once.
+        pooling: How a text's tokens become one vector; ``rank`` for a reranker.
+        normalization: How vectors are scaled.
+        quantization: The type of its weights: ``bf16``, ``q8_0``, …
+        n_bytes: Size of its weights.
+        prompts: Names of its prompts.
+        loaded: Whether it is in memory now.
+        changed: Whether its file is no longer the one that was loaded.
+    """
+
+    name: str
+    path: str
+    architecture: str
+    dim: int
+    n_ctx: int
+    n_ctx_train: int
+    pooling: Pooling
+    normalization: str
+    quantization: str
+    n_bytes: int
+    prompts: list[str]
+    loaded: bool = False
+    changed: bool = False
+
+    @classmethod
+    def of(cls, config: EngineConfig, calls: Calls, weights: Weights) -> "ModelInfo":
+        """Describe a model, given a checked config."""
+        header = weights.header
+        return cls(
+            name=config.model_name,
+            path=config.model_path,
+            architecture=header.architecture,
+            dim=weights.dim,
+            n_ctx=calls.tokenizer.limit,
+            n_ctx_train=weights.n_ctx_train,
+            pooling=weights.pooling,
+            normalization=config.normalization,
+            quantization=header.quantization,
+            n_bytes=header.n_bytes,
+            prompts=calls.prompts.names,
+        )

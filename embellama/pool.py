@@ -1,0 +1,212 @@
+"""One loaded model and its threads.
+
+   any thread                           │ threads of the model, each with a context of its own
+                                        │
+   Pool.submit(Call) ──► Scheduler ═════════► inbox ──► EmbeddingModel.encode
+      │ a future                        │                  │
+      ▼                                 │                  ▼
+   rows of the call ◄───────────────────── Scheduler.complete
+
+Nothing waits here that no caller is waiting for, so the library's waiting room has no limit of its own.
+"""
+
+import atexit
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embellama.batch import Batch, Rows, Tokens
+from embellama.calls import Call, Calls
+from embellama.config import EngineConfig
+from embellama.errors import EmbeddingFailed, Unavailable
+from embellama.model import EmbeddingModel
+from embellama.scheduler import Assignment, Limits, Scheduler
+from embellama.weights import Weights
+
+logger = logging.getLogger("embellama.pool")
+
+# Called with the texts done so far and all of them.
+Progress = Callable[[int, int], None]
+
+
+class Unloading(Unavailable):
+    """The model is being unloaded; it may be loaded again."""
+
+
+class Pool:
+    """A model's weights, its threads, and the scheduler between callers and threads.
+
+    Attributes:
+        calls: Makes what `submit` takes.
+        weights: The model's.
+    """
+
+    def __init__(self, config: EngineConfig):
+        """Load the model of `config`, already checked, and start its threads."""
+        self._config = config
+        self._pid = os.getpid()
+        self.weights = Weights(config)
+        self.calls = Calls(config, self.weights)
+        self._changed = threading.Condition()  # guards everything below; notified when requests go
+        self._scheduler = Scheduler(Limits.of(config))
+        self._requests: dict[int, _Request] = {}
+        self._closing = False
+        self._abandoned = False
+        self._inboxes = [queue.SimpleQueue[_Task | None]() for _ in range(config.num_workers)]
+        started: list[Future[None]] = [Future() for _ in self._inboxes]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker, future), name=f"{config.model_name}-{worker}", daemon=True)
+            for worker, future in enumerate(started)
+        ]
+        atexit.register(self._abandon)
+        for thread in self._threads:
+            thread.start()
+        errors = [error for future in started if (error := future.exception())]
+        if errors:
+            self.close()
+            raise errors[0]
+
+    def submit(self, call: Call[Any], progress: Progress | None = None) -> "Future[Rows]":
+        """Compute a call's texts; cancelling the future drops what is still queued.
+
+        Returns:
+            A future of the rows that `call.finish` takes. It may fail with `EmbeddingFailed`.
+
+        Raises:
+            Unloading: The model is being unloaded.
+            Unavailable: This process is a fork of the one that loaded the model.
+        """
+        if os.getpid() != self._pid:
+            name = self._config.model_name
+            raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
+        request = _Request(call, self.weights.dim, progress)
+        if not call.tokens:
+            request.future.set_result(request.rows)
+            return request.future
+        with self._changed:
+            if self._closing:
+                raise Unloading(f"model {self._config.model_name!r} is being unloaded")
+            id = self._scheduler.submit([len(t) for t in call.tokens])
+            self._requests[id] = request
+            self._hand_out()
+        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
+        return request.future
+
+    def close(self) -> None:
+        """Wait for every answer, then stop the threads. The weights go with the last user of this pool."""
+        with self._changed:
+            self._closing = True
+            self._changed.wait_for(lambda: not self._requests)
+        self._stop()
+
+    def _abandon(self) -> None:
+        """Stop at interpreter exit, once the running batches are done: a thread inside llama.cpp would crash it."""
+        if os.getpid() != self._pid:
+            return  # a fork has none of the threads
+        with self._changed:
+            self._closing = self._abandoned = True
+        self._stop()
+
+    def _stop(self) -> None:
+        atexit.unregister(self._abandon)
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _cancel(self, id: int) -> None:
+        with self._changed:
+            self._scheduler.cancel(id)
+            self._requests.pop(id, None)
+            self._changed.notify_all()
+
+    def _hand_out(self) -> None:
+        if self._abandoned:
+            return
+        for assignment in self._scheduler.assign():
+            calls = [self._requests[text.request].call for text in assignment.texts]
+            tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
+            per_token = [call.per_token for call in calls]
+            self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
+
+    def _run(self, worker: int, started: "Future[None]") -> None:
+        try:
+            model = EmbeddingModel(self._config, self.weights)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        with model:
+            with self._changed:
+                self._scheduler.worker_ready(worker)
+            started.set_result(None)
+            while task := self._inboxes[worker].get():
+                batch = Batch.join(task.tokens, task.per_token)
+                try:
+                    rows = model.encode(batch, task.assignment.n_threads)
+                except Exception as error:  # whatever it is, it must reach the caller
+                    self._fail(task.assignment, error)
+                else:
+                    self._answer(task.assignment, batch, rows)
+
+    def _answer(self, assignment: Assignment, batch: Batch, rows: Rows) -> None:
+        ends = np.cumsum(batch.n_rows)
+        with self._changed:
+            answer = self._scheduler.complete(assignment.batch, assignment.worker)
+            touched = {}
+            for i, text in answer.rows:
+                request = touched[text.request] = self._requests[text.request]
+                request.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
+            for id in answer.finished:
+                del self._requests[id]
+            self._hand_out()
+            self._changed.notify_all()
+        for id, request in touched.items():
+            request.tell()
+            if id in answer.finished and request.future.set_running_or_notify_cancel():
+                request.future.set_result(request.rows)
+
+    def _fail(self, assignment: Assignment, error: Exception) -> None:
+        with self._changed:
+            failures = self._scheduler.fail(assignment.batch, assignment.worker)
+            failed = [(self._requests.pop(request), position) for request, position in failures]
+            self._hand_out()
+            self._changed.notify_all()
+        reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
+        for request, position in failed:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(request.call.blame(EmbeddingFailed(position, reason)))
+
+
+class _Task(NamedTuple):
+    assignment: Assignment
+    tokens: Sequence[Tokens]
+    per_token: Sequence[bool]
+
+
+class _Request:
+    def __init__(self, call: Call[Any], dim: int, progress: Progress | None):
+        self.call = call
+        n_rows = [len(tokens) for tokens in call.tokens] if call.per_token else [1] * len(call.tokens)
+        self._starts = np.concatenate(([0], np.cumsum(n_rows, dtype=np.int64)))
+        self.rows = np.empty((self._starts[-1], dim), np.float32)
+        self.future: Future[Rows] = Future()
+        self._progress = progress
+        self._n_done = 0
+
+    def put(self, position: int, rows: Rows) -> None:
+        self.rows[self._starts[position] : self._starts[position + 1]] = rows
+        self._n_done += 1
+
+    def tell(self) -> None:
+        if self._progress:
+            try:
+                self._progress(self._n_done, len(self.call.tokens))
+            except Exception:
+                logger.exception("a progress callback failed; it is not called again")
+                self._progress = None
