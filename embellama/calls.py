@@ -243,7 +243,10 @@ class Calls:
             inner = spans = _checked_spans(token_spans, n, "token")
         else:
             spans = _checked_spans(character_spans or (), len(text), "character")
-            inner = _tokens_within(spans, self.tokenizer.spans(text))
+            inner = self.tokenizer.within(text, spans.tolist())
+            for (start, end), (first, last) in zip(spans, inner, strict=True):
+                if first >= last:
+                    raise InputError(f"character span {start} to {end} has no token: there is nothing but space in it")
         outer = inner + n_first
         if chunk_size is not None:
             outer[0, 0], outer[-1, 1] = 0, len(tokens)
@@ -360,17 +363,6 @@ def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:
     if not len(spans):
         raise InputError(f"there are no {unit} spans")
     return np.array(spans, np.int32)
-
-
-def _tokens_within(spans: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Turn spans of characters, ``(n, 2)``, into spans of tokens."""
-    found = []
-    for start, end in spans:
-        inside = np.flatnonzero((tokens[:, 0] < end) & (tokens[:, 1] > start))
-        if not len(inside):
-            raise InputError(f"character span {start} to {end} has no token: there is nothing but space in it")
-        found.append((inside[0], inside[-1] + 1))
-    return np.array(found, np.int32)
 
 
 def _ranking(

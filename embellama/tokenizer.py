@@ -12,6 +12,7 @@ Two ways, chosen by the GGUF's vocabulary:
 Safe to use from several threads at once: neither way keeps state between calls.
 """
 
+import bisect
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
-from embellama.errors import ConfigError, EmptyInput, InputError, InvalidText, InvalidToken, ModelError, TextTooLong
+from embellama.errors import ConfigError, EmptyInput, InputError, InvalidText, InvalidToken, TextTooLong
 from embellama.llama import c_api
 from embellama.weights import Weights
 
@@ -119,21 +120,17 @@ class Tokenizer:
         """Put the special tokens around the ids of one text, ``(n,) int32``."""
         return np.concatenate((self.first, ids, self.last))
 
-    def spans(self, text: str) -> NDArray[np.int32]:
-        """Find where in a text its tokens come from.
+    def within(self, text: str, spans: Iterable[tuple[int, int]]) -> NDArray[np.int32]:
+        """Find the tokens of parts of a text.
+
+        Args:
+            text: A text, tokenised as a whole.
+            spans: First character and the one after the last of each part. A token that is partly in it belongs to it.
 
         Returns:
-            First character and the one after the last of each token of `bare`, ``(n_tokens, 2) int32``.
-
-        Raises:
-            ModelError: The model's tokenizer rewrites text, so that its tokens cannot be found in it.
+            First token of `bare` and the one after the last of each part, ``(n, 2) int32``; the same if it has none.
         """
-        spans = self._vocabulary.spans(text)
-        if spans is None:
-            raise ModelError(
-                "this model's tokenizer does not tell which characters a token comes from; use token spans"
-            )
-        return spans
+        return np.array(list(self._vocabulary.within(text, spans)), np.int32).reshape(-1, 2)
 
     def check(self, texts: Sequence[Sequence[int]]) -> list[Tokens]:
         """Check lists of token ids, which are used as they are: no special token is added.
@@ -201,7 +198,7 @@ class _Vocabulary(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]: ...
 
-    def spans(self, text: str) -> NDArray[np.int32] | None: ...
+    def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]: ...
 
 
 class LlamaTokenize:
@@ -224,32 +221,26 @@ class LlamaTokenize:
             n = self._fill(tokens, data, add_special)
         return tokens[:n].copy()
 
-    def spans(self, text: str) -> NDArray[np.int32] | None:
-        """Find each token's characters, by the bytes it stands for; None where those are not the text's."""
-        pieces = [self._piece(token) for token in self.one(text).tolist()]
-        data, written = text.encode(), b"".join(pieces)
-        n_added = len(written) - len(data)  # a vocabulary of words may begin with a space that is not in the text
-        if written[max(n_added, 0) :] != data or written[: max(n_added, 0)].strip():
-            return None
-        ends = np.cumsum([len(piece) for piece in pieces]) - n_added
-        starts = np.maximum(ends - [len(piece) for piece in pieces], 0)
-        # From bytes to characters: a token may be part of a character, which is then in its span.
-        is_start = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-        n_before = np.concatenate(([0], np.cumsum(is_start)))
-        return np.stack((n_before[np.minimum(starts + 1, len(data))] - 1, n_before[ends]), axis=1).astype(np.int32)
+    def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        # llama.cpp does not tell where a token comes from, and vocabularies rewrite text. But where a text is cut
+        # between two tokens, what is before the cut has the tokens it has in the whole text.
+        ids = self.one(text)
+
+        def n_before(place: int, step: int) -> int:
+            while 0 < place < len(text):
+                head = self.one(text[:place])
+                if np.array_equal(head, ids[: len(head)]):
+                    return len(head)
+                place += step  # inside a token: out of it
+            return 0 if place <= 0 else len(ids)
+
+        for start, end in spans:
+            yield n_before(start, -1), n_before(end, +1)
 
     def _fill(self, tokens: Tokens, data: bytes, add_special: bool) -> int:
         pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
         n: int = c_api.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, True)
         return n
-
-    def _piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(256)
-        n = c_api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
-        if n < 0:
-            buffer = ctypes.create_string_buffer(-n)
-            n = c_api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
-        return buffer.raw[:n]
 
 
 class WordPiece:
@@ -288,9 +279,11 @@ class WordPiece:
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
             yield np.array(encoding.ids, np.int32)
 
-    def spans(self, text: str) -> NDArray[np.int32]:
+    def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return np.array(offsets, np.int32).reshape(-1, 2)
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        for start, end in spans:
+            yield bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)
 
 
 def _piece(stored: str) -> str:

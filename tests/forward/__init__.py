@@ -7,14 +7,14 @@ Written from the papers and from how Hugging Face's transformers runs these mode
 them; `parts.py` has what they are made of. One text at a time, so nothing can leak between texts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.forward import heads, post_norm, pre_norm, t5
 from tests.forward.model import Model
-from tests.forward.parts import Array
+from tests.forward.parts import Array, Tokens
 
-_TOKEN_VECTORS: dict[str, Callable[[Model, Sequence[int]], Array]] = {
+_TOKEN_VECTORS: dict[str, Callable[[Model, Tokens], Array]] = {
     "bert": post_norm.bert,
     "jina-bert-v2": post_norm.jina_v2,
     "jina-bert-v3": post_norm.jina_v3,
@@ -32,7 +32,7 @@ _TOKEN_VECTORS: dict[str, Callable[[Model, Sequence[int]], Array]] = {
 }
 
 
-def forward(path: Path | Model, tokens: Sequence[int]) -> Array:
+def forward(path: Path | Model, tokens: Tokens) -> Array:
     """Compute the token vectors of one text, ``(n_tokens, dim) float64``, after all that follows the last layer.
 
     That includes the projections of an EmbeddingGemma, which its authors apply to the mean: they are linear, so the
@@ -42,11 +42,11 @@ def forward(path: Path | Model, tokens: Sequence[int]) -> Array:
     return heads.project(model, _TOKEN_VECTORS[model.architecture](model, tokens))
 
 
-def pooled(path: Path, tokens: Sequence[int]) -> Array:
+def pooled(path: Path, tokens: Tokens) -> Array:
     """Compute the embedding of one text as its file's pooling type says, ``(dim,) float64``, not normalised."""
     return heads.pool(Model(path), forward(path, tokens))
 
 
-def score(path: Path, tokens: Sequence[int]) -> Array:
+def score(path: Path, tokens: Tokens) -> Array:
     """Compute what a reranker's head gives for one text, ``(n_scores,) float64``."""
     return heads.score(Model(path), forward(path, tokens))

@@ -1,12 +1,14 @@
 """What transformers are made of."""
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
+Tokens: TypeAlias = Sequence[int] | NDArray[np.int32]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

@@ -6,15 +6,15 @@ Devlin et al. (2018); jina-embeddings 2: Günther et al. (2023), and 3: Sturua e
 al. (2024), and its mixture of experts: Nussbaum and Duderstadt (2025).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from tests.forward.model import Model
-from tests.forward.parts import Array, alibi, attention, gelu, heads, rope, silu, softmax
+from tests.forward.parts import Array, Tokens, alibi, attention, gelu, heads, rope, silu, softmax
 
 
-def bert(model: Model, tokens: Sequence[int]) -> Array:
+def bert(model: Model, tokens: Tokens) -> Array:
     positions = model["position_embd"][: len(tokens)]
 
     def attend(layer: str, x: Array) -> Array:
@@ -23,7 +23,7 @@ def bert(model: Model, tokens: Sequence[int]) -> Array:
     return _layers(model, _embeddings(model, tokens, positions), attend, lambda layer, x: _ffn(model, layer, x))
 
 
-def jina_v2(model: Model, tokens: Sequence[int]) -> Array:
+def jina_v2(model: Model, tokens: Tokens) -> Array:
     n_heads = int(model.number("attention.head_count"))
     bias = alibi(n_heads, len(tokens))
 
@@ -44,11 +44,11 @@ def jina_v2(model: Model, tokens: Sequence[int]) -> Array:
     return _layers(model, _embeddings(model, tokens), attend, feed_forward)
 
 
-def jina_v3(model: Model, tokens: Sequence[int]) -> Array:
+def jina_v3(model: Model, tokens: Tokens) -> Array:
     return _layers(model, _embeddings(model, tokens), _turned(model), lambda layer, x: _ffn(model, layer, x))
 
 
-def nomic(model: Model, tokens: Sequence[int]) -> Array:
+def nomic(model: Model, tokens: Tokens) -> Array:
     def feed_forward(layer: str, x: Array) -> Array:
         gate, up = model.linear(f"{layer}.ffn_gate", x), model.linear(f"{layer}.ffn_up", x)
         return model.linear(f"{layer}.ffn_down", silu(gate) * up)
@@ -56,7 +56,7 @@ def nomic(model: Model, tokens: Sequence[int]) -> Array:
     return _layers(model, _embeddings(model, tokens), _turned(model), feed_forward)
 
 
-def nomic_moe(model: Model, tokens: Sequence[int]) -> Array:
+def nomic_moe(model: Model, tokens: Tokens) -> Array:
     n_used = int(model.number("expert_used_count"))
 
     def feed_forward(layer: str, x: Array) -> Array:
@@ -74,7 +74,7 @@ def nomic_moe(model: Model, tokens: Sequence[int]) -> Array:
     return _layers(model, _embeddings(model, tokens), _turned(model), feed_forward)
 
 
-def _embeddings(model: Model, tokens: Sequence[int], positions: Array | float = 0.0) -> Array:
+def _embeddings(model: Model, tokens: Tokens, positions: Array | float = 0.0) -> Array:
     # One text is all of token type 0.
     x = model["token_embd"][list(tokens)] + model["token_types"][0] + positions
     return model.layer_norm("token_embd_norm", x)

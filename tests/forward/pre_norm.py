@@ -7,15 +7,15 @@ Vera et al. (2025); Llama: Touvron et al. (2023); Qwen3: Yang et al. (2025).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from tests.forward.model import Model
-from tests.forward.parts import Array, attention, distances, gelu, gelu_tanh, heads, hide, rope, silu
+from tests.forward.parts import Array, Tokens, attention, distances, gelu, gelu_tanh, heads, hide, rope, silu
 
 
-def modern_bert(model: Model, tokens: Sequence[int]) -> Array:
+def modern_bert(model: Model, tokens: Tokens) -> Array:
     n_heads = int(model.number("attention.head_count"))
     activation = {"gelu": gelu, "silu": silu}[model.get("modern-bert.hidden_activation", "gelu")]
     every = int(model.number("attention.sliding_window_pattern"))
@@ -34,7 +34,7 @@ def modern_bert(model: Model, tokens: Sequence[int]) -> Array:
     return model.layer_norm("output_norm", x)
 
 
-def neo_bert(model: Model, tokens: Sequence[int]) -> Array:
+def neo_bert(model: Model, tokens: Tokens) -> Array:
     n_heads = int(model.number("attention.head_count"))
     base = model.number("rope.freq_base")
     x = model["token_embd"][list(tokens)]
@@ -50,27 +50,25 @@ def neo_bert(model: Model, tokens: Sequence[int]) -> Array:
     return model.rms_norm("enc.output_norm", x)
 
 
-def eurobert(model: Model, tokens: Sequence[int]) -> Array:
+def eurobert(model: Model, tokens: Tokens) -> Array:
     return _decoder_layers(model, tokens)
 
 
-def llama_embed(model: Model, tokens: Sequence[int]) -> Array:
+def llama_embed(model: Model, tokens: Tokens) -> Array:
     # GGUF keeps Llama's own order of values, in which RoPE turns neighbours; Hugging Face's files have another.
     return _decoder_layers(model, tokens, neighbours=True)
 
 
-def llama(model: Model, tokens: Sequence[int]) -> Array:
+def llama(model: Model, tokens: Tokens) -> Array:
     return _decoder_layers(model, tokens, bias=_before(len(tokens)), neighbours=True)
 
 
-def qwen(model: Model, tokens: Sequence[int]) -> Array:
+def qwen(model: Model, tokens: Tokens) -> Array:
     causal = model.get(f"{model.architecture}.attention.causal", True)
     return _decoder_layers(model, tokens, bias=_before(len(tokens)) if causal else 0.0)
 
 
-def _decoder_layers(
-    model: Model, tokens: Sequence[int], *, bias: Array | float = 0.0, neighbours: bool = False
-) -> Array:
+def _decoder_layers(model: Model, tokens: Tokens, *, bias: Array | float = 0.0, neighbours: bool = False) -> Array:
     base = model.number("rope.freq_base")
     x = model["token_embd"][list(tokens)]
     for i in range(model.n_layers):
@@ -82,7 +80,7 @@ def _decoder_layers(
     return model.rms_norm("output_norm", x)
 
 
-def gemma(model: Model, tokens: Sequence[int]) -> Array:
+def gemma(model: Model, tokens: Tokens) -> Array:
     every = int(model.number("attention.sliding_window_pattern"))
     embeddings = model["token_embd"]
     x = embeddings[list(tokens)] * math.sqrt(embeddings.shape[1])

@@ -1,15 +1,14 @@
 """The encoder of T5 (Raffel et al., 2019), with the gated GELU of version 1.1 where the file has a gate."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from tests.forward.model import Model
-from tests.forward.parts import Array, attention, distances, gelu_tanh, heads, relu
+from tests.forward.parts import Array, Tokens, attention, distances, gelu_tanh, heads, relu
 
 
-def encoder(model: Model, tokens: Sequence[int]) -> Array:
+def encoder(model: Model, tokens: Tokens) -> Array:
     n_heads = int(model.number("attention.head_count"))
     # The first layer's biases serve every layer.
     rows = model["enc.blk.0.attn_rel_b"][_buckets(len(tokens), int(model.number("attention.relative_buckets_count")))]
