@@ -8,6 +8,7 @@
 (384,)
 """
 
+from embellama.calls import Chunks, Embeddings, Ranked, Ranking
 from embellama.config import EngineConfig
 from embellama.engine import EmbeddingEngine
 from embellama.errors import (
@@ -23,19 +24,23 @@ from embellama.errors import (
     ModelLoadError,
     ModelNotFound,
     Overloaded,
+    PromptError,
     ServiceError,
     TextTooLong,
     Unavailable,
     WrongThread,
 )
+from embellama.info import ModelInfo
 from embellama.model import EmbeddingModel
 
 __all__ = [
+    "Chunks",
     "ConfigError",
     "DeadlineExceeded",
     "EmbeddingEngine",
     "EmbeddingFailed",
     "EmbeddingModel",
+    "Embeddings",
     "EmbellamaError",
     "EmptyInput",
     "EngineConfig",
@@ -43,9 +48,13 @@ __all__ = [
     "InvalidText",
     "InvalidToken",
     "ModelError",
+    "ModelInfo",
     "ModelLoadError",
     "ModelNotFound",
     "Overloaded",
+    "PromptError",
+    "Ranked",
+    "Ranking",
     "ServiceError",
     "TextTooLong",
     "Unavailable",

@@ -8,6 +8,7 @@ No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -170,7 +171,8 @@ class Calls:
         self._weights = weights
         self.tokenizer = Tokenizer(weights, config.n_ctx)
         values = weights.header.values
-        names = (config.model_name, values.get("general.name"), values.get("general.basename"))
+        file_name = Path(config.model_path).stem
+        names = (config.model_name, values.get("general.name"), values.get("general.basename"), file_name)
         self.prompts = Prompts.for_model(*names, file=config.prompts_file or None)
         self.reranker = weights.pooling == "rank"
         self._pairs = PairFormat(weights, self.tokenizer)

@@ -48,20 +48,20 @@ class Header:
         self.path = path
         _check_magic(Path(path))
         last_error()
-        pointer = _call("gguf_init_from_file", ctypes.c_void_p, os.fsencode(path), _InitParams(True, None))
+        pointer = ggml("gguf_init_from_file", ctypes.c_void_p, os.fsencode(path), _InitParams(True, None))
         if not pointer:
             raise ModelLoadError(path, f"its header is damaged: {last_error() or 'ggml does not say how'}")
         file = ctypes.c_void_p(pointer)
         try:
-            self.values = dict(_value(file, i) for i in range(_call("gguf_get_n_kv", ctypes.c_int64, file)))
+            self.values = dict(_value(file, i) for i in range(ggml("gguf_get_n_kv", ctypes.c_int64, file)))
             self.tensors: dict[str, str] = {}
             self.n_bytes = 0
-            for i in map(ctypes.c_int64, range(_call("gguf_get_n_tensors", ctypes.c_int64, file))):
-                type = _call("gguf_get_tensor_type", ctypes.c_int, file, i)
+            for i in map(ctypes.c_int64, range(ggml("gguf_get_n_tensors", ctypes.c_int64, file))):
+                type = ggml("gguf_get_tensor_type", ctypes.c_int, file, i)
                 self.tensors[_string("gguf_get_tensor_name", file, i)] = _string("ggml_type_name", type)
-                self.n_bytes += _call("gguf_get_tensor_size", ctypes.c_size_t, file, i)
+                self.n_bytes += ggml("gguf_get_tensor_size", ctypes.c_size_t, file, i)
         finally:
-            _call("gguf_free", None, file)
+            ggml("gguf_free", None, file)
 
     @property
     def architecture(self) -> str:
@@ -87,22 +87,16 @@ class _InitParams(ctypes.Structure):
 def _value(file: ctypes.c_void_p, i: int) -> tuple[str, Any]:
     index = ctypes.c_int64(i)
     key = _string("gguf_get_key", file, index)
-    type = _call("gguf_get_kv_type", ctypes.c_int, file, index)
+    type = ggml("gguf_get_kv_type", ctypes.c_int, file, index)
     if type == _STRING:
         return key, _string("gguf_get_val_str", file, index)
     if type == _ARRAY:
-        return key, _call("gguf_get_arr_n", ctypes.c_size_t, file, index)
-    return key, _call(_GETTERS[type][0], _GETTERS[type][1], file, index)
+        return key, ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)
+    return key, ggml(_GETTERS[type][0], _GETTERS[type][1], file, index)
 
 
 def _string(function: str, *arguments: Any) -> str:
-    return (_call(function, ctypes.c_char_p, *arguments) or b"").decode("utf-8", "replace")
-
-
-def _call(function: str, result: Any, *arguments: Any) -> Any:
-    call = ggml[function]  # a fresh function object: nobody else sees its restype
-    call.restype = result
-    return call(*arguments)
+    return (ggml(function, ctypes.c_char_p, *arguments) or b"").decode("utf-8", "replace")
 
 
 def _check_magic(path: Path) -> None:

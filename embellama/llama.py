@@ -8,6 +8,7 @@ import collections
 import ctypes
 import logging
 import os
+from typing import Any
 
 # GNU OpenMP's threads spin at the end of each layer, for about 100 ms of patience by default: on a machine that has
 # other work, every layer then waits for a thread that spins in another's place. At 10,000 a lone batch takes as long
@@ -16,7 +17,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from llama_cpp import llama_cpp as c_api
-from llama_cpp._ggml import libggml as ggml
+from llama_cpp._ggml import libggml
 
 logger = logging.getLogger("embellama.llama_cpp")
 
@@ -42,6 +43,13 @@ __all__ = ["c_api", "ggml", "last_error"]
 
 c_api.llama_log_set(_log, ctypes.c_void_p(0))
 c_api.llama_backend_init()
+
+
+def ggml(function: str, result: Any, *arguments: Any) -> Any:
+    """Call a function of ggml's that llama-cpp-python has no name for, and take what it returns as `result`."""
+    call = libggml[function]  # an object of its own each time: nobody else sees its restype
+    call.restype = result
+    return call(*arguments)
 
 
 def last_error() -> str:

@@ -28,9 +28,12 @@ def variable(flag: str) -> str:
     return f"EMBELLAMA_{flag.upper().replace('-', '_')}"
 
 
-def config_options(kind: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def config_options(
+    kind: type[Config], *, argument: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command an option for each field of `kind`, and call it with the checked config.
 
+    The field named `argument` is an argument of the command instead.
     The command gets ``config: kind`` as its first argument. A wrong setting ends it with click's usage error,
     which names the flag; any other error of ours ends it with one line and exit status 1.
     """
@@ -50,7 +53,7 @@ def config_options(kind: type[Config]) -> Callable[[Callable[..., Any]], Callabl
             except EmbellamaError as error:
                 raise click.ClickException(str(error)) from error
 
-        for option in reversed(_options(kind)):
+        for option in reversed(_options(kind, argument)):
             run = option(run)
         return run
 
@@ -68,10 +71,13 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
 
-def _options(kind: type[msgspec.Struct]) -> list[Callable[[Function], Function]]:
+def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
     for field in _fields(kind):
+        if field.name == argument:
+            options.append(click.argument(field.name))
+            continue
         name = flags(kind)[field.name]
         inner = field.type.type if isinstance(field.type, Metadata) else field.type
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"

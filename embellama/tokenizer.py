@@ -266,7 +266,8 @@ class WordPiece:
             )
         )
         self._tokenizer.normalizer = normalizers.BertNormalizer(
-            lowercase=values.get("tokenizer.ggml.normalizer.lowercase", True),
+            # Few files say. A vocabulary with capital letters is of no use to lowercased text.
+            lowercase=values.get("tokenizer.ggml.normalizer.lowercase", not _has_capitals(pieces, added)),
             strip_accents=values.get("tokenizer.ggml.normalizer.strip_accents"),
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -284,6 +285,10 @@ class WordPiece:
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         for start, end in spans:
             yield bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)
+
+
+def _has_capitals(pieces: Sequence[str], special: Iterable[str]) -> bool:
+    return any(piece.isascii() and piece.lower() != piece for piece in set(pieces).difference(special))
 
 
 def _piece(stored: str) -> str:

@@ -12,6 +12,7 @@ import weakref
 from typing import Any
 
 from embellama.config import EngineConfig
+from embellama.devices import GPU_BUILD, gpu_build
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.header import Header
 from embellama.llama import c_api, last_error
@@ -115,9 +116,5 @@ def is_chat_model(header: Header) -> bool:
 
 def check_gpu(n_gpu_layers: int) -> None:
     """Raise `ConfigError` if layers are wanted on a GPU and this llama.cpp was built without any."""
-    if n_gpu_layers and not c_api.llama_supports_gpu_offload():
-        raise ConfigError(
-            f"n_gpu_layers is {n_gpu_layers}, but this llama-cpp-python was built for the CPU alone; build it again: "
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "
-            "llama-cpp-python (for Apple -DGGML_METAL=on, for other GPUs -DGGML_VULKAN=on)"
-        )
+    if n_gpu_layers and not gpu_build():
+        raise ConfigError(f"n_gpu_layers is {n_gpu_layers}, but this llama.cpp knows no GPU; {GPU_BUILD}")

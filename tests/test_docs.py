@@ -43,7 +43,19 @@ def test_the_readmes_embed_command_runs() -> None:
     assert len(row) == 384
 
 
-@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "models/README.md"])
+@pytest.mark.model
+@pytest.mark.parametrize("document", ["library", "outputs"])
+def test_a_documents_examples_run(document: str) -> None:
+    text = (ROOT / "docs" / f"{document}.md").read_text()
+    program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    result = run(BIN / "python", "-c", program, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md")]
+
+
+@pytest.mark.parametrize("document", [str(path.relative_to(ROOT)) for path in DOCUMENTS])
 def test_links_lead_somewhere(document: str) -> None:
     folder = (ROOT / document).parent
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):

@@ -1,5 +1,7 @@
 """Token ids are those of the model's own tokenizer."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from embellama import EmptyInput, EngineConfig, InvalidToken, TextTooLong
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
 from tests.conftest import Reference
+from tests.tiny import write_bert
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,17 @@ def test_any_unicode_has_ids_between_the_special_tokens(tiny: Tokenizer, text: s
     assert (ids[0], ids[-1]) == (2, 3)
     assert ids.min() >= 0
     assert ids.max() < tiny.n_vocab
+
+
+def test_a_vocabulary_with_capitals_keeps_case(tmp_path: Path) -> None:
+    cased = Tokenizer(Weights(EngineConfig(model_path=str(write_bert(tmp_path / "cased.gguf", more_words=["Red"])))))
+    red, capital = cased.bare(["red", "Red"])
+    assert (red.tolist(), capital.tolist()) == ([5], [cased.n_vocab - 1])
+    assert cased.bare(["RED"])[0].tolist() == [1]
+
+
+def test_case_does_not_count_without(tiny: Tokenizer) -> None:
+    assert tiny.bare(["RED"])[0].tolist() == [5]
 
 
 def test_special_tokens_written_out_count_as_such(tiny: Tokenizer) -> None:

@@ -1,5 +1,7 @@
 """Tiny BERTs and what has grown from BERT: models that put a norm after each half of a layer."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -14,6 +16,7 @@ def write_bert(
     zero: bool = False,
     pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
     gain: float = 0.3,
+    more_words: Sequence[str] = (),
 ) -> Path:
     """Write a BERT with 2 layers, 32 dimensions, 64 positions.
 
@@ -21,7 +24,8 @@ def write_bert(
     text's neighbours change its vector by less than 0.0001, with 1 by up to 0.002: llama.cpp rounds otherwise in a
     batch.
     """
-    file = TinyFile(path, "bert", vocabularies.word_piece, gain=gain, pooling=pooling)
+    vocabulary = functools.partial(vocabularies.word_piece, more=more_words)
+    file = TinyFile(path, "bert", vocabulary, gain=gain, pooling=pooling)
     _add_bert(file, n_types=2, zero=zero)
     return file.save()
 

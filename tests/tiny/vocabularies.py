@@ -3,7 +3,7 @@
 All know the words in `WORDS`, alone and joined by spaces, and the letters from a to z.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gguf
 
@@ -21,13 +21,13 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = (
 )
 
 
-def word_piece(writer: gguf.GGUFWriter) -> list[str]:
-    """Add BERT's kind: whole words after "▁", [CLS] and [SEP] around a text."""
+def word_piece(writer: gguf.GGUFWriter, more: Sequence[str] = ()) -> list[str]:
+    """Add BERT's kind, with `more` words: whole words after "▁", [CLS] and [SEP] around a text."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *(f"▁{word}" for word in WORDS)]
+    pieces = [*special, *(f"▁{word}" for word in (*WORDS, *more))]
     writer.add_tokenizer_model("bert")
     writer.add_token_list(pieces)
-    writer.add_token_types([_CONTROL] * len(special) + [_NORMAL] * len(WORDS))
+    writer.add_token_types([_CONTROL] * len(special) + [_NORMAL] * (len(pieces) - len(special)))
     writer.add_pad_token_id(0)
     writer.add_unk_token_id(1)
     writer.add_bos_token_id(2)
