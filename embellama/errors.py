@@ -156,14 +156,14 @@ class ServiceError(EmbellamaError):
 
 
 class Overloaded(ServiceError):
-    """The waiting room is full."""
+    """There is more to do than can wait. `retry_after_s` is when there may be room."""
 
-    def __init__(self, limit: int):
-        super().__init__(limit)
-        self.limit = limit
+    def __init__(self, reason: str, retry_after_s: float = 1.0):
+        super().__init__(reason, retry_after_s)
+        self.reason, self.retry_after_s = reason, retry_after_s
 
     def __str__(self) -> str:
-        return f"{self.limit} requests are waiting already, the most allowed; try again shortly"
+        return self.reason
 
 
 class Unavailable(ServiceError):

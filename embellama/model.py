@@ -7,6 +7,7 @@ What kills a process in llama.cpp is checked before each call: more tokens than 
 """
 
 import ctypes
+import functools
 import os
 import threading
 import weakref
@@ -51,7 +52,7 @@ class EmbeddingModel:
         config: The checked config it runs with.
         dim: Length of an embedding, or the number of a reranker's scores for a pair.
         pooling: How a text's tokens become one vector.
-        tokenizer: Turns texts into what `encode` takes.
+        limit: Most tokens in a text.
     """
 
     def __init__(self, config: EngineConfig, weights: Weights | None = None):
@@ -67,10 +68,15 @@ class EmbeddingModel:
         self._weights = weights or Weights(self.config)
         self.pooling = self._weights.pooling
         self.dim = self._weights.dim
-        self.tokenizer = Tokenizer(self._weights, self.config.n_ctx)
+        self.limit = min(self.config.n_ctx or self._weights.n_ctx_train, self._weights.n_ctx_train)
         # As many tokens as most batches have; a longer text has a larger context made for it (`encode`).
-        n_tokens = max(min(self.tokenizer.limit, FIRST_CONTEXT), self.config.max_batch_tokens)
+        n_tokens = max(min(self.limit, FIRST_CONTEXT), self.config.max_batch_tokens)
         self._context: _Context | None = _Context(self.config, self._weights, n_tokens)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Turns texts into what `encode` takes. Made on first use: a server's workers have no use for it."""
+        return Tokenizer(self._weights, self.config.n_ctx)
 
     def embed(self, text: str) -> Rows:
         """Embed one text; ``(dim,) float32``. Raises as `embed_batch` does."""
@@ -116,8 +122,9 @@ class EmbeddingModel:
         Raises:
             EmptyInput: A text has no tokens.
             TextTooLong: The batch has more tokens than the model reads at once.
-            EmbeddingFailed: A vector is not finite, or all zeros. In a batch of several texts the one at fault may be
-                another than the one named, because what is not finite spreads to its neighbours.
+            EmbeddingFailed: A vector is not finite, or all zeros; for a lone text, also on a fresh context. In a batch
+                of several texts the one at fault may be another than the one named, because what is not finite
+                spreads to its neighbours.
             ModelError: llama.cpp failed on the batch and does not say on which text.
             WrongThread: Another thread owns this model.
         """
@@ -126,8 +133,20 @@ class EmbeddingModel:
             raise ModelError("this model is closed")
         self._check(batch)
         if len(batch.tokens) > self._context.n_tokens:
-            self._grow(len(batch.tokens))
-        vectors = self._context.run(batch, n_threads or self.config.n_threads_alone)
+            self._renew(len(batch.tokens))
+        n_threads = n_threads or self.config.n_threads_alone
+        try:
+            return self._compute(batch, n_threads)
+        except ModelError:
+            if len(batch.lengths) > 1:
+                raise
+            # What a text before it left behind may be to blame.
+            self._renew(self._context.n_tokens)
+            return self._compute(batch, n_threads)
+
+    def _compute(self, batch: Batch, n_threads: int) -> Rows:
+        assert self._context is not None
+        vectors = self._context.run(batch, n_threads)
         if self.pooling == "rank":
             return _finite(vectors)
         if batch.per_token is None:
@@ -152,8 +171,8 @@ class EmbeddingModel:
     def __reduce__(self) -> NoReturn:
         raise WrongThread(self.config.model_name, self._owner_name(), "pickled")
 
-    def _grow(self, n_tokens: int) -> None:
-        """Replace the context by one for longer texts."""
+    def _renew(self, n_tokens: int) -> None:
+        """Replace the context by one for so many tokens."""
         assert self._context is not None
         n_before, in_pieces = self._context.n_tokens, self._context.causal
         self._context.close()  # first: there may be no memory for both
@@ -165,7 +184,7 @@ class EmbeddingModel:
 
     def _check(self, batch: Batch) -> None:
         n_tokens, n_texts = len(batch.tokens), len(batch.lengths)
-        most = max(self.tokenizer.limit, self.config.max_batch_tokens)
+        most = max(self.limit, self.config.max_batch_tokens)
         if n_texts == 0 or batch.lengths.min() < 1:
             raise EmptyInput(int(batch.lengths.argmin()) if n_texts else None)
         if n_tokens > most:

@@ -1,8 +1,9 @@
 """Decide which texts run next, together, where, and on how many threads.
 
-   submit ──► waiting room: a ring of requests, each with its texts by length
-                 │ assign: the request at the head gives as many texts as fit a batch, the next ones fill it up,
-                 │         and a request with texts left goes to the back
+   submit ──► waiting room: a queue of short requests and a ring of long ones, each with its texts by length
+                 │ assign: the request at the head gives as many texts as fit a batch, and the next ones fill it up;
+                 │         a long request then goes to the back of its ring. Half a batch is for short ones, so that
+                 │         they need not wait for the long ones to go round, and half for the long
                  ▼
               a worker's hand: at most `n_slots` batches, the first of them running
                  │ complete ──► texts to copy out, requests that are whole
@@ -29,6 +30,11 @@ from embellama.errors import Overloaded
 # How many requests a batch is filled from. Fewer could miss a text that fits; more costs the driver time, about
 # 0.5 µs each, in which no batch leaves.
 LOOK_AHEAD = 64
+
+# After a short request came while long ones were waiting, so many batches of long ones are short, and no worker is
+# given a second one: the next short request then waits a quarter as long for a worker. Larger keeps this up for
+# longer, at the price of about a tenth of the throughput.
+HURRIED_BATCHES = 64
 
 
 class Text(NamedTuple):
@@ -70,9 +76,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     n_threads_alone: int
     n_slots: int = 1  # batches a worker may hold, the running one included
     max_waiting: int | None = None  # requests in the waiting room; None for no limit
+    max_waiting_tokens: int | None = None  # tokens in the waiting room
 
     @classmethod
-    def of(cls, config: EngineConfig, *, n_slots: int = 1, max_waiting: int | None = None) -> "Limits":
+    def of(
+        cls,
+        config: EngineConfig,
+        *,
+        n_slots: int = 1,
+        max_waiting: int | None = None,
+        max_waiting_tokens: int | None = None,
+    ) -> "Limits":
         """Take what `config`, already checked, says."""
         return cls(
             max_batch_tokens=config.max_batch_tokens,
@@ -81,6 +95,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             n_threads_alone=config.n_threads_alone,
             n_slots=n_slots,
             max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
         )
 
 
@@ -99,6 +114,7 @@ class _Request:
 class _Batch(NamedTuple):
     texts: list[Text]
     deaths: int  # workers that died, or failed, on exactly these texts
+    n_tokens: int
 
 
 class Scheduler:
@@ -108,16 +124,26 @@ class Scheduler:
         self._limits = limits
         self._ids = itertools.count(1)
         self._requests: dict[int, _Request] = {}  # every request not yet answered
-        self._ring: dict[int, _Request] = {}  # those of them with waiting texts, the next one first
+        # Those of them with waiting texts, the next one first: those that fit a batch, and those that do not.
+        self._short: dict[int, _Request] = {}
+        self._ring: dict[int, _Request] = {}
+        self._short_first = True
+        self._hurried = 0  # batches still to be short
         self._waiting_tokens = 0
         self._again: deque[_Batch] = deque()  # batches that must run again, ahead of the ring
         self._hands: dict[int, dict[int, _Batch]] = {}  # each ready worker's batches, the running one first
+        self._retired: set[int] = set()  # of the ready, those that get no more
         self._deadlines: list[tuple[float, int]] = []  # heap
 
     @property
     def n_waiting(self) -> int:
         """Requests in the waiting room."""
-        return len(self._ring)
+        return len(self._short) + len(self._ring)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the waiting room."""
+        return self._waiting_tokens
 
     @property
     def n_open(self) -> int:
@@ -126,8 +152,12 @@ class Scheduler:
 
     @property
     def workers(self) -> list[int]:
-        """Workers that are ready."""
-        return list(self._hands)
+        """Workers that are ready, but for those that are retired."""
+        return [worker for worker in self._hands if worker not in self._retired]
+
+    def n_held(self, worker: int) -> int:
+        """Batches a worker holds."""
+        return len(self._hands.get(worker, ()))
 
     def submit(self, n_tokens: Sequence[int], deadline: float = float("inf")) -> int:
         """Put a request into the waiting room.
@@ -142,23 +172,37 @@ class Scheduler:
         Raises:
             Overloaded: The waiting room is full.
         """
-        self.check_room()
+        self.check_room(sum(n_tokens))
         request = _Request(next(self._ids), n_tokens)
-        self._requests[request.id] = self._ring[request.id] = request
+        self._requests[request.id] = request
+        short = sum(n_tokens) <= self._limits.max_batch_tokens
+        (self._short if short else self._ring)[request.id] = request
         self._waiting_tokens += sum(n_tokens)
+        if self._ring and sum(n_tokens) <= self._hurried_tokens:
+            self._hurried = HURRIED_BATCHES
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, request.id))
         return request.id
 
-    def check_room(self) -> None:
-        """Raise `Overloaded` if the waiting room is full."""
-        if self._limits.max_waiting is not None and len(self._ring) >= self._limits.max_waiting:
-            raise Overloaded(self._limits.max_waiting)
+    def check_room(self, n_tokens: int = 0) -> None:
+        """Raise `Overloaded` if there is no room for a request of so many tokens; an empty room takes any."""
+        most, most_tokens = self._limits.max_waiting, self._limits.max_waiting_tokens
+        if most is not None and self.n_waiting >= most:
+            raise Overloaded(f"{most} requests are waiting already, the most allowed")
+        if most_tokens is not None and self._waiting_tokens and self._waiting_tokens + n_tokens > most_tokens:
+            raise Overloaded(f"{self._waiting_tokens} tokens are waiting already; {most_tokens} are the most allowed")
+
+    def tokens_before(self, n_tokens: int) -> int:
+        """Estimate how many tokens are computed until a new request of so many is answered, its own included."""
+        # Each of those waiting has as much of a turn as it needs, a batch at least.
+        turns = self.n_waiting * max(n_tokens, self._limits.max_batch_tokens)
+        held = sum(batch.n_tokens for hand in self._hands.values() for batch in hand.values())
+        return min(self._waiting_tokens, turns) + held + n_tokens
 
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""
         request = self._requests.pop(id, None)
-        if request and self._ring.pop(id, None):
+        if request and (self._short.pop(id, None) or self._ring.pop(id, None)):
             self._waiting_tokens -= sum(n for n, _ in request.waiting)
 
     def expired(self, now: float) -> list[int]:
@@ -196,7 +240,7 @@ class Scheduler:
     def fail(self, batch: int, worker: int) -> list[Failure]:
         """Take a batch that its worker, alive, could not compute.
 
-        It runs again in two halves, until the text at fault is alone: that request fails.
+        Its texts run again one by one, to find the one at fault: its request fails.
         """
         failed = self._hands.get(worker, {}).pop(batch, None)
         return self._run_again(failed, n_deaths=2) if failed else []
@@ -204,78 +248,101 @@ class Scheduler:
     def worker_lost(self, worker: int) -> list[Failure]:
         """Take a worker out of service. What it held runs again on another.
 
-        Its running batch is under suspicion. When a batch has lost two workers it runs in two halves, until the
-        text at fault is alone: that request fails.
+        Its running batch is under suspicion. When a batch has lost two workers its texts run one by one, and the
+        request of a text that loses another one alone fails.
         """
+        self._retired.discard(worker)
         held = list(self._hands.pop(worker, {}).values())
         failures = self._run_again(held[0], n_deaths=held[0].deaths + 1) if held else []
         self._again.extend(held[1:])
         return failures
 
+    def retire(self, worker: int) -> None:
+        """Give a worker no more batches; it still answers those it holds."""
+        self._retired.add(worker)
+
+    @property
+    def _hurried_tokens(self) -> int:
+        return self._limits.max_batch_tokens // 4
+
     def _run_again(self, batch: _Batch, n_deaths: int) -> list[Failure]:
         texts = [text for text in batch.texts if text.request in self._requests]
         if n_deaths < 2:
-            self._again.append(_Batch(texts, n_deaths))
+            self._again.append(_Batch(texts, n_deaths, batch.n_tokens))
         elif len(texts) > 1:
-            # One more death on a half splits it again: the worker's death has no other suspect left.
-            half = len(texts) // 2
-            self._again.extend((_Batch(texts[:half], 1), _Batch(texts[half:], 1)))
+            # Not in halves: each half with the text at fault in it would cost another worker, and starting one takes
+            # longer than computing a batch text by text. One more death, and a text is convicted.
+            self._again.extend(_Batch([text], 1, batch.n_tokens // len(texts)) for text in texts)
         elif texts:
             self.cancel(texts[0].request)
             return [Failure(*texts[0])]
         return []
 
     def _assign_one(self) -> Assignment | None:
-        if not self._hands:
+        serving = self.workers
+        if not serving:
             return None
-        n_held = min(map(len, self._hands.values()))
-        if n_held >= self._limits.n_slots:
+        hurried = self._hurried > 0 and bool(self._ring)
+        n_held = min(map(self.n_held, serving))
+        if n_held >= (1 if hurried else self._limits.n_slots):
             return None
-        free = [worker for worker, hand in self._hands.items() if len(hand) == n_held]
+        free = [worker for worker in serving if self.n_held(worker) == n_held]
         batch = self._next_again()
         # A second batch is for a worker not to idle on a message. Anything less than a full one can wait for the
         # worker to be free, and grow meanwhile.
-        if batch is None and self._ring and (n_held == 0 or self._waiting_tokens >= self._limits.max_batch_tokens):
-            batch = _Batch(self._pick(len(free)), deaths=0)
+        if batch is None and self.n_waiting and (n_held == 0 or self._waiting_tokens >= self._limits.max_batch_tokens):
+            batch = self._pick(len(free), self._hurried_tokens if hurried else self._limits.max_batch_tokens)
+            self._hurried = max(self._hurried - 1, 0)
         if batch is None:
             return None
-        alone = not self._ring and not self._again and not any(self._hands.values())
+        alone = not self.n_waiting and not self._again and not any(self._hands.values())
         id = next(self._ids)
         self._hands[free[0]][id] = batch
-        n_threads = self._limits.n_threads_alone if alone else self._limits.n_threads_busy
-        return Assignment(id, free[0], batch.texts, n_threads)
+        # Whoever is left shares the cores: of two workers, one may be starting again.
+        n_threads = max(self._limits.n_threads_busy, self._limits.n_threads_alone // len(serving))
+        return Assignment(id, free[0], batch.texts, self._limits.n_threads_alone if alone else n_threads)
 
     def _next_again(self) -> _Batch | None:
         while self._again:
             batch = self._again.popleft()
             texts = [text for text in batch.texts if text.request in self._requests]
             if texts:
-                return _Batch(texts, batch.deaths)
+                return _Batch(texts, batch.deaths, batch.n_tokens)
         return None
 
-    def _pick(self, n_free: int) -> list[Text]:
-        """Take texts for one batch out of the ring: what is waiting is shared evenly by `n_free` workers."""
-        most = self._limits.max_batch_tokens
+    def _pick(self, n_free: int, most: int) -> _Batch:
+        """Take texts of at most `most` tokens for one batch; what is waiting is shared evenly by `n_free` workers."""
         n_rounds = -(-self._waiting_tokens // (most * n_free))
         share = self._waiting_tokens / (n_rounds * n_free)
         texts: list[Text] = []
         n_tokens = 0
-        for request in list(itertools.islice(self._ring.values(), LOOK_AHEAD)):
-            n_before = len(texts)
-            while len(texts) < self._limits.max_batch_size:
-                # The first text goes whatever its length. Another may go over the share by half of itself, so that
-                # rounding does not leave a crumb, but never over the limit.
-                room = min(most - n_tokens, 2 * (share - n_tokens)) if texts else float("inf")
-                taken = request.largest_within(room)
-                if taken is None:
-                    break
-                texts.append(Text(request.id, taken[1]))
-                n_tokens += taken[0]
-            if len(texts) > n_before:
-                del self._ring[request.id]
-                if request.waiting:
-                    self._ring[request.id] = request
-            if n_tokens >= share or len(texts) == self._limits.max_batch_size:
-                break
+
+        def take(requests: dict[int, _Request], share: float) -> None:
+            nonlocal n_tokens
+            for request in list(itertools.islice(requests.values(), LOOK_AHEAD)):
+                if n_tokens >= share or len(texts) == self._limits.max_batch_size:
+                    return
+                n_before = len(texts)
+                while len(texts) < self._limits.max_batch_size:
+                    # The first text goes whatever its length. Another may go over the share by half of itself, so that
+                    # rounding does not leave a crumb, but never over the limit.
+                    room = min(most - n_tokens, 2 * (share - n_tokens)) if texts else float("inf")
+                    taken = request.largest_within(room)
+                    if taken is None:
+                        break
+                    texts.append(Text(request.id, taken[1]))
+                    n_tokens += taken[0]
+                if not request.waiting:
+                    del requests[request.id]
+                elif len(texts) > n_before and requests is self._ring:
+                    self._ring[request.id] = self._ring.pop(request.id)
+
+        # In turns, so that neither short requests nor long ones can keep the others out.
+        first, second = (self._short, self._ring) if self._short_first else (self._ring, self._short)
+        if first and second:
+            self._short_first = not self._short_first
+            take(first, share / 2)
+        take(second, share)
+        take(first, share)
         self._waiting_tokens -= n_tokens
-        return texts
+        return _Batch(texts, 0, n_tokens)

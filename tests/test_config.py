@@ -122,7 +122,7 @@ def test_the_issue_names_of_flags_exist() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_has_a_working_variable(field: str) -> None:
     value = {"model_path": "x.gguf", "model_name": "x", "host": "::1", "normalization": "l1", "log_level": "error"}
-    value |= {"pooling": "cls", "int8_limit": "0.5", "prompts_file": "p.toml"}
+    value |= {"pooling": "cls", "int8_limit": "0.5", "prompts_file": "p.toml", "worker_timeout_ms": "500"}
     variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
     assert str(shown(**variables)[field]).lower() == value.get(field, "5")
 

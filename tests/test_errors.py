@@ -23,7 +23,7 @@ EXAMPLES = [
     errors.ModelLoadError("m.gguf", "not GGUF"),
     errors.EmbeddingFailed(2, "not finite"),
     errors.ServiceError("later"),
-    errors.Overloaded(4),
+    errors.Overloaded("4 requests are waiting already", 2.5),
     errors.Unavailable("starting"),
     errors.DeadlineExceeded(100),
     api.BadRequest("input is empty", "input"),

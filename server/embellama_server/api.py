@@ -5,6 +5,7 @@ bytes ── parse ──► EmbeddingsRequest ── … ──► rows ── 
 """
 
 import base64
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -49,6 +50,10 @@ class BodyTooSlow(BadRequest):
     """The body was not here in time."""
 
 
+class UnsupportedEncoding(BadRequest):
+    """The body is compressed."""
+
+
 class NotFound(BadRequest):
     """There is nothing at this path."""
 
@@ -67,15 +72,13 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
     BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
+    UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),
     errors.ModelError: (500, "server_error", "model_error"),
     errors.ServiceError: (503, "server_error", "unavailable"),
     errors.Overloaded: (503, "server_error", "overloaded"),
     errors.DeadlineExceeded: (504, "server_error", "timeout"),
     Exception: (500, "server_error", "internal_error"),
 }
-
-# Seconds a refused client is asked to wait; OpenAI's SDK obeys. Long against a batch, short for a person.
-RETRY_AFTER_S = 1
 
 _decoder = msgspec.json.Decoder(EmbeddingsRequest)
 
@@ -180,7 +183,8 @@ def error_response(error: Exception) -> tuple[int, dict[str, str], list[bytes]]:
     }
     if index is not None:
         body["index"] = index
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    # OpenAI's SDK obeys it, up to a minute.
+    headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
     return status, headers, [orjson.dumps({"error": body})]
 
 

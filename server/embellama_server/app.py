@@ -51,6 +51,7 @@ class Server:
         self.n_tokenizing = 0  # requests at that thread, waiting or not
         self.reading: set[asyncio.Timeout] = set()  # of requests whose body is still coming
         self.stopping = False
+        self.n_held_bytes = 0  # of requests and answers
 
     def app(self) -> Starlette:
         """Build the ASGI application."""
@@ -80,7 +81,9 @@ class Server:
 
     async def health(self, _: Request) -> Response:
         pool = self.dispatcher
-        body = {"status": pool.status, "workers": {"ready": pool.n_ready, "total": pool.n_workers}}
+        body: dict[str, Any] = {"status": pool.status, "workers": {"ready": pool.n_ready, "total": pool.n_workers}}
+        if pool.trouble:
+            body["reason"] = pool.trouble
         return _json(body, 200 if pool.status in ("ok", "degraded") else 503)
 
 
@@ -91,19 +94,24 @@ class _Embeddings:
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._response(scope, receive)
-        if response:
-            await _respond(send, *response)
+        with _Held(self._server) as held:
+            response = await self._response(scope, receive, held)
+            if response:
+                held.add(sum(map(len, response[2])))
+                await _respond(send, *response)
 
-    async def _response(self, scope: Scope, receive: Receive) -> tuple[int, dict[str, str], list[bytes]] | None:
+    async def _response(
+        self, scope: Scope, receive: Receive, held: "_Held"
+    ) -> tuple[int, dict[str, str], list[bytes]] | None:
         """Return status, headers and body in pieces, or None when the client has hung up: nobody to answer."""
         deadline = asyncio.get_running_loop().time() + self._server.config.timeout_ms / 1000
         watch = None
         try:
-            body = await self._read(scope, receive, deadline)
+            _check_encoding(scope)
             self._server.dispatcher.check_room()  # before work on what cannot be taken
+            body = await self._read(scope, receive, deadline, held)
             watch = _cancel_when_gone(receive)
-            return 200, {}, await self._answer(body, deadline)
+            return 200, {}, await self._answer(body, deadline, held)
         except ClientGone:
             return None
         except asyncio.CancelledError:
@@ -119,7 +127,7 @@ class _Embeddings:
             if watch:
                 watch.cancel()
 
-    async def _answer(self, body: bytes, deadline: float) -> list[bytes]:
+    async def _answer(self, body: bytes, deadline: float, held: "_Held") -> list[bytes]:
         server = self._server
         request = api.parse(body)
         if request.model != server.config.model_name:
@@ -127,6 +135,7 @@ class _Embeddings:
         api.check_dimensions(request.dimensions, server.dim)
         tokens = await self._tokens(request, deadline)
         n_tokens = sum(map(len, tokens))
+        held.check(4 * n_tokens + 4 * server.dim * len(tokens))
         rows = api.cut(await server.dispatcher.submit(tokens, deadline), request.dimensions)
         pieces = []
         for piece in api.encode(rows, request.encoding_format, request.model, n_tokens):
@@ -142,7 +151,7 @@ class _Embeddings:
         if sum(map(len, items)) <= INLINE_CHARACTERS:
             return work(items)
         if server.n_tokenizing >= server.config.queue_size:
-            raise Overloaded(server.config.queue_size)
+            raise Overloaded(f"{server.n_tokenizing} requests are waiting to be tokenised, the most allowed")
         server.n_tokenizing += 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -152,13 +161,13 @@ class _Embeddings:
         finally:
             server.n_tokenizing -= 1
 
-    async def _read(self, scope: Scope, receive: Receive, deadline: float) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, deadline: float, held: "_Held") -> bytes:
         server = self._server
         try:
             async with asyncio.timeout_at(deadline) as patience:
                 server.reading.add(patience)
                 try:
-                    return await self._body(scope, receive)
+                    return await self._body(scope, receive, held)
                 finally:
                     server.reading.discard(patience)
         except TimeoutError:
@@ -166,7 +175,7 @@ class _Embeddings:
                 raise Unavailable("the server is shutting down") from None
             raise api.BodyTooSlow(f"the body was not here within {server.config.timeout_ms} ms") from None
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, held: "_Held") -> bytes:
         limit = self._server.config.max_body_bytes
         n_declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
         chunks: list[bytes] = []
@@ -180,7 +189,40 @@ class _Embeddings:
             chunks.append(message.get("body", b""))
             more = message.get("more_body", False)
             n_read += len(chunks[-1])
+            held.check(len(chunks[-1]))
         raise api.BodyTooLarge(f"the body has {max(n_declared, n_read)} bytes or more; the limit is {limit}")
+
+
+class _Held:
+    """The bytes one request holds: its body, its tokens, its rows, its answer."""
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._n_bytes = 0
+
+    def add(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
+        self._server.n_held_bytes += n_bytes
+
+    def check(self, n_bytes: int) -> None:
+        """Add bytes, or raise `Overloaded` if that is more than may be held at once; a lone request may hold any."""
+        total, most = self._server.n_held_bytes, self._server.config.queue_bytes
+        if total > self._n_bytes and total + n_bytes > most:
+            raise Overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")
+        self.add(n_bytes)
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.add(-self._n_bytes)
+
+
+def _check_encoding(scope: Scope) -> None:
+    """Refuse a compressed body: what a few bytes of it unfold to has no bound."""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise api.UnsupportedEncoding(f"content-encoding is {value.decode('latin-1')}; send the body as it is")
 
 
 class ClientGone(Exception):

@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 
 from embellama.batch import Batch
 
-# A batch's id is positive; this one marks the worker's first reply: its canary's row, or why it could not start.
+# A batch's id is positive. This one marks the worker's first reply: its canary's row, or why it could not start.
 STARTED = 0
+# And this one the canary that an idle worker is asked to compute again.
+CANARY = -1
 
 _HEADER = struct.Struct("<qiiq")  # batch id, rows (-1: the body is an error's text), dim, bytes of body
 

@@ -2,32 +2,40 @@
 
 load vocabulary ──► bind socket ──► start workers ──► uvicorn
                                                         │
-SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0
+SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0; a second one: at once
+SIGHUP          ──► replace the workers, one after another
 a model that does not load in a worker ──► the same, exit 1
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
+from pathlib import Path
+from types import FrameType
 
 import click
 import uvicorn
 import uvloop
 
-from embellama.errors import ModelLoadError
+from embellama.errors import ConfigError, ModelLoadError
 from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
 from embellama_server.app import Server
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
+from embellama_server.protocol import Protocol
 
 logger = logging.getLogger("embellama.server")
 
 # What every worker embeds before it serves, and must embed alike: letters, digits, punctuation, another script.
 CANARY = "The canary sang 3 songs, twice: «un, deux, 三»."
+
+# What a worker needs beside the weights: Python, its libraries and a context, as measured for the default model.
+WORKER_BYTES = 80_000_000
 
 
 def serve(config: ServerConfig) -> None:
@@ -44,7 +52,7 @@ def serve(config: ServerConfig) -> None:
             front,
             uvicorn.Config(
                 front.app(),
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -52,13 +60,12 @@ def serve(config: ServerConfig) -> None:
                 server_header=False,
                 # Longer than clients keep idle connections (httpx: 5 s), so that the client is the one to close.
                 timeout_keep_alive=65,
-                # Every request is answered by then; a connection still open is a client that does not finish its own.
-                timeout_graceful_shutdown=config.timeout_ms // 1000 + 1,
+                timeout_graceful_shutdown=config.drain_timeout_ms / 1000,  # type: ignore[arg-type]
             ),
         )
         # uvicorn raises the signal that stopped it once more when it is done, to this: the exit status stays 0.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: setattr(http, "should_exit", True))
+            signal.signal(number, http.handle_exit)
         host, port = listener.getsockname()[:2]
         logger.info("serving %r from %s", config.model_name, config.model_path)
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -78,6 +85,11 @@ class _Http(uvicorn.Server):
         super().__init__(config)
         self._front = front
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; on a second signal at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._front.stop_reading()
         await super().shutdown(sockets)
@@ -92,6 +104,7 @@ def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
     # Texts are tokenised by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     weights = Weights(config, vocab_only=True)
+    _check_memory(config, weights.header.n_bytes)
     if weights.pooling in ("rank", "none"):
         raise ModelLoadError(config.model_path, f"its pooling is {weights.pooling}, which gives no vector for a text")
     tokenizer = Tokenizer(weights, config.n_ctx)
@@ -104,6 +117,14 @@ def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
 async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispatcher) -> None:
     """Serve until a signal, or until the model turns out not to load in a worker: then raise why."""
     failed = dispatcher.start()
+    loop, restarts = asyncio.get_running_loop(), set()
+
+    def restart_workers() -> None:
+        task = loop.create_task(dispatcher.restart_workers())
+        restarts.add(task)
+        task.add_done_callback(restarts.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, restart_workers)
     try:
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +133,32 @@ async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispat
         if failed.done():
             failed.result()
     finally:
-        await dispatcher.close()
+        if dispatcher.n_open:
+            logger.error("%d accepted requests could not be answered in time; they get 503", dispatcher.n_open)
+        await dispatcher.close(at_once=http.force_exit)
+
+
+def _check_memory(config: ServerConfig, n_bytes: int) -> None:
+    """Refuse to start more workers than there is memory for; they share the weights' pages."""
+    wanted, available = n_bytes + config.num_workers * WORKER_BYTES, _available_bytes()
+    if available is not None and wanted > available:
+        raise ConfigError(
+            f"num_workers is {config.num_workers}: with weights of {n_bytes / 1e6:.0f} MB they need about "
+            f"{wanted / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available"
+        )
+
+
+def _available_bytes() -> int | None:
+    """Return how much memory this process and its children may still take; None where that is not known."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" is none
+        folder = Path("/sys/fs/cgroup")
+        most, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
+        found.append(int(most) - int(used))
+    return min(found, default=None)
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -8,6 +8,7 @@ The front rules its life. Signals from a terminal or a service manager reach the
 them and goes when told to; if the front is killed, a thread sees that at once and ends the process.
 """
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,9 @@ from embellama_server.config import ServerConfig
 # With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
 NICENESS = 5
+
+# "module:function" to call with the model before anything is computed: how the fault tests make a worker fail.
+HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
 # Signals of a terminal or a service manager; blocked until `run` ignores them.
 IGNORED = (signal.SIGINT, signal.SIGTERM)
@@ -44,6 +48,9 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
     replies = Replies(writer)
     try:
         model = EmbeddingModel(config)
+        if hook := os.environ.get(HOOK):
+            module, _, function = hook.partition(":")
+            getattr(importlib.import_module(module), function)(model)
         replies.send_rows(STARTED, model.encode(Batch.join([canary])))
     except Exception as error:
         reason = error.reason if isinstance(error, ModelLoadError) else str(error) or repr(error)

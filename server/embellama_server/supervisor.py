@@ -1,0 +1,380 @@
+"""Keep worker processes alive, honest and on time.
+
+        ┌──────────────── pause, growing while they die without having served ───────────────┐
+        ▼                                                                                    │
+      start ──► loads, answers its canary ──► ready ──► serves ──► died, hung, drifted ──► lost
+                                                │
+                           replaced (SIGHUP, too much memory): its successor starts; once that is ready it gets no
+                           more, finishes what it holds, and stops
+
+One `Supervisor` tells a `Listener` (the dispatcher) what becomes of its workers. A worker is known by a number that is
+never used again. Everything runs on the event loop's thread.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Coroutine
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from embellama.batch import Batch, Rows, Tokens
+from embellama.errors import ModelLoadError
+from embellama_server import worker as worker_process
+from embellama_server.channel import CANARY, STARTED, Channel, Reply
+from embellama_server.config import ServerConfig
+
+logger = logging.getLogger("embellama.supervisor")
+
+# How often deadlines and hangs are looked for. Smaller wakes an idle server more often.
+TICK_S = 0.05
+
+# Pauses before a worker is started again, by how many before it died without having computed a batch. One that served
+# is replaced at once: whatever ended it, starting again is likely to work.
+RESTART_PAUSE_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+
+# More deaths than this within a minute, and none is started for a minute: something is wrong that starting does not
+# mend. Of two workers that are killed from outside every other second, 30 die.
+MAX_DEATHS_A_MINUTE = 60
+
+# A worker that has not loaded by then is started again. A model of many GB on a slow disk takes minutes.
+START_S = 600.0
+
+# Seconds of silence a token excuses, before anything is known of how fast this model is.
+UNKNOWN_S_A_TOKEN = 0.5
+
+# A worker may take this many times as long for a batch as batches of its size have taken.
+PATIENCE = 20.0
+
+# A worker's canary must point where the first worker's did. Thread counts and restarts change the last bits only.
+CANARY_COSINE = 0.9999
+
+# An idle worker computes its canary again after so long.
+CANARY_S = 30.0
+
+# How often the memory of workers is looked at.
+MEMORY_S = 1.0
+
+# After being told to stop, a worker has this long for the batch it is in.
+STOP_S = 5.0
+
+
+class Listener(Protocol):
+    """Who is told what becomes of workers."""
+
+    def on_ready(self, worker: int) -> None:
+        """A worker may be given batches."""
+
+    def on_rows(self, worker: int, batch: int, rows: Rows) -> None:
+        """A worker has computed a batch."""
+
+    def on_error(self, worker: int, batch: int, reason: str) -> None:
+        """A worker could not compute a batch, and lives on."""
+
+    def on_retired(self, worker: int) -> int:
+        """A worker is to get no more batches; return how many it still holds."""
+
+    def on_lost(self, worker: int, reason: str) -> None:
+        """A worker is gone, and what it held with it."""
+
+
+class _Worker:
+    """One worker process."""
+
+    def __init__(self, number: int, process: SpawnProcess, channel: Channel, now: float):
+        self.number = number
+        self.process = process
+        self.channel = channel
+        self.state: Literal["starting", "ready", "retired", "stopping"] = "starting"
+        self.started_at = now
+        self.heard_at = now  # when it last answered anything
+        self.held: deque[tuple[int, int, float]] = deque()  # its batches: id, tokens, when sent
+        self.n_done = 0  # batches
+        self.n_fruitless = 0  # processes in its place that died in a row without having computed anything
+        self.replaces: _Worker | None = None
+        self.settled = asyncio.Event()  # it is ready, or gone
+        self.canary_sent = False
+        self.fault = ""  # why it is being killed
+
+
+class Supervisor:
+    """The worker processes."""
+
+    def __init__(self, config: ServerConfig, canary: Tokens, listener: Listener):
+        """Prepare for a checked `config`; `canary` is what every worker must embed alike."""
+        self._config = config
+        self._canary = Batch.join([canary])
+        self._canary_row: Rows | None = None
+        self._listener = listener
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[int, _Worker] = {}
+        self._number = 0
+        self._deaths: deque[float] = deque()  # of the last minute
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._memory_at = 0.0
+        self._rate = 0.0  # tokens a second of one worker
+        self._closing = False
+        self.n_restarts = 0
+        self.trouble = ""
+
+    @property
+    def n_ready(self) -> int:
+        """Workers that may be given batches."""
+        return sum(worker.state == "ready" for worker in self._workers.values())
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second that one worker computes, as measured lately; 0 before anything was."""
+        return self._rate
+
+    @property
+    def recovering(self) -> bool:
+        """Whether workers that served before are being started again and nothing speaks against it."""
+        return self._canary_row is not None and not self.trouble and not self._closing
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers.values() if worker.process.pid]
+
+    def start(self) -> "asyncio.Future[None]":
+        """Start the workers, in the running event loop.
+
+        Returns:
+            A future that fails with `ModelLoadError` if the model turns out not to load in a worker.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        for _ in range(self._config.num_workers):
+            self._start()
+        self._tick()
+        return self._failed
+
+    def send(self, worker: int, batch: int, n_threads: int, texts: Batch) -> None:
+        """Give a worker a batch."""
+        receiver = self._workers[worker]
+        receiver.held.append((batch, len(texts.tokens), self._loop.time()))
+        receiver.channel.send(batch, n_threads, texts)
+
+    async def restart_all(self) -> None:
+        """Replace every worker, one after another; each serves until its successor does."""
+        for worker in list(self._workers.values()):
+            if worker.state == "ready" and (successor := self._replace(worker, "all are started again")):
+                await successor.settled.wait()
+
+    async def close(self, *, at_once: bool = False) -> None:
+        """Stop every worker and wait until none is left; with `at_once`, not even for the batches they are in."""
+        self._closing = True
+        if self._ticker:
+            self._ticker.cancel()
+        for task in self._tasks:
+            task.cancel()
+        processes = [worker.process for worker in self._workers.values()]
+        for worker in list(self._workers.values()):
+            worker.state = "stopping"
+            worker.process.kill() if at_once else worker.channel.stop()
+        await asyncio.gather(*(asyncio.to_thread(_reap, process) for process in processes))
+
+    def _start(self, n_fruitless: int = 0, replaces: _Worker | None = None) -> _Worker:
+        channel = Channel(self._context)
+        self._number += 1
+        process = self._context.Process(
+            target=worker_process.run,
+            args=(self._config, self._canary.tokens, *channel.worker_end),
+            name=f"worker-{self._number}",
+        )
+        # Not in a thread: it takes a few ms, and nothing can come between it and the next lines. The worker inherits
+        # the mask, so that Ctrl-C does not reach it before it can say that it ignores it (`worker.run`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.IGNORED)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker_process.IGNORED)
+        worker = self._workers[self._number] = _Worker(self._number, process, channel, self._loop.time())
+        worker.n_fruitless, worker.replaces = n_fruitless, replaces
+        channel.open(lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker))
+        return worker
+
+    def _replace(self, worker: _Worker, reason: str) -> _Worker | None:
+        """Start a worker's successor; return it unless there is no process to be had."""
+        logger.info("worker %d is to be replaced: %s", worker.number, reason)
+        try:
+            return self._start(replaces=worker)
+        except OSError as error:
+            logger.error("no process for the successor of worker %d: %s", worker.number, error)
+            return None
+
+    def _on_reply(self, worker: _Worker, reply: Reply) -> None:
+        now = self._loop.time()
+        if reply.id in (STARTED, CANARY):
+            worker.canary_sent = False
+            self._on_canary(worker, reply)
+        elif worker.held and worker.held[0][0] == reply.id:
+            _, n_tokens, sent_at = worker.held.popleft()
+            rate = n_tokens / max(now - max(sent_at, worker.heard_at), 1e-4)
+            self._rate += (rate - self._rate) * (0.1 if self._rate else 1)
+            worker.n_done += 1
+            if reply.rows is None:
+                self._listener.on_error(worker.number, reply.id, reply.error)
+            else:
+                self._listener.on_rows(worker.number, reply.id, reply.rows)
+        worker.heard_at = now
+        if worker.state == "retired" and not worker.held:
+            self._stop(worker)
+
+    def _on_canary(self, worker: _Worker, reply: Reply) -> None:
+        if reply.rows is None:
+            self._refuse(worker, reply.error)
+            return
+        if self._canary_row is None:
+            self._canary_row = reply.rows[0]
+        cosine = float(self._canary_row @ reply.rows[0]) / float(
+            np.linalg.norm(self._canary_row) * np.linalg.norm(reply.rows[0])
+        )
+        if not cosine >= CANARY_COSINE:
+            self._refuse(worker, f"its canary has cosine {cosine:.5f} to the first worker's")
+        elif worker.state == "starting":
+            self._on_ready(worker)
+
+    def _on_ready(self, worker: _Worker) -> None:
+        worker.state = "ready"
+        worker.settled.set()
+        self.trouble = ""
+        logger.info("worker %d ready in %.1f s", worker.number, self._loop.time() - worker.started_at)
+        self._listener.on_ready(worker.number)
+        old, worker.replaces = worker.replaces, None
+        if old and old.state == "ready":
+            old.state = "retired"
+            if self._listener.on_retired(old.number) == 0:
+                self._stop(old)
+
+    def _refuse(self, worker: _Worker, reason: str) -> None:
+        """Leave a worker out of service. If none ever served, the model itself is at fault."""
+        logger.error("worker %d cannot serve: %s", worker.number, reason)
+        self.trouble = reason
+        if self._canary_row is None and not self._failed.done():
+            self._failed.set_exception(ModelLoadError(self._config.model_path, reason))
+        self._kill(worker, reason)
+
+    def _stop(self, worker: _Worker) -> None:
+        worker.state = "stopping"
+        worker.channel.stop()
+
+    def _kill(self, worker: _Worker, reason: str) -> None:
+        worker.fault = worker.fault or reason
+        worker.process.kill()
+
+    def _on_close(self, worker: _Worker) -> None:
+        del self._workers[worker.number]
+        reason = worker.fault or "its process died"
+        self._listener.on_lost(worker.number, reason)
+        if self._closing:
+            return
+        worker.settled.set()
+        successor = next((other for other in self._workers.values() if other.replaces is worker), None)
+        if worker.state == "stopping" or successor:
+            if successor:
+                successor.replaces = None
+            self._keep(asyncio.to_thread(_reap, worker.process))
+            return
+        now = self._loop.time()
+        self._deaths.append(now)
+        self.n_restarts += 1
+        n_fruitless = 0 if worker.n_done else worker.n_fruitless + 1
+        pause = RESTART_PAUSE_S[min(n_fruitless, len(RESTART_PAUSE_S) - 1)]
+        while self._deaths[0] < now - 60:
+            self._deaths.popleft()
+        if len(self._deaths) > MAX_DEATHS_A_MINUTE:
+            pause = 60.0
+            self.trouble = f"{len(self._deaths)} workers died within a minute, the last because {reason}"
+            logger.error("%s; none is started for a minute", self.trouble)
+        if worker.state == "starting" and worker.replaces and worker.replaces.state == "ready":
+            logger.error(
+                "worker %d, a successor, is gone: %s; worker %d goes on", worker.number, reason, worker.replaces.number
+            )
+            self._keep(asyncio.to_thread(_reap, worker.process))
+            return
+        logger.error("worker %d is gone: %s; starting another in %.1f s", worker.number, reason, pause)
+        self._keep(self._start_again(worker.process, pause, n_fruitless))
+
+    async def _start_again(self, dead: SpawnProcess, pause: float, n_fruitless: int) -> None:
+        reaping = asyncio.create_task(asyncio.to_thread(_reap, dead))
+        while True:
+            if pause:
+                await asyncio.sleep(pause)
+            try:
+                self._start(n_fruitless)
+                break
+            except OSError as error:  # no process or no memory to be had just now
+                pause = RESTART_PAUSE_S[-1]
+                self.trouble = f"no worker can be started: {error}"
+                logger.error("%s; trying again in %.1f s", self.trouble, pause)
+        await reaping
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for worker in list(self._workers.values()):
+            self._check(worker, now)
+        if self._config.max_worker_memory and now - self._memory_at >= MEMORY_S:
+            self._memory_at = now
+            self._check_memory()
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    def _check(self, worker: _Worker, now: float) -> None:
+        """Kill a worker that hangs; have an idle one compute its canary."""
+        if worker.fault:
+            return
+        if worker.state == "starting":
+            if now - worker.started_at > START_S:
+                self._kill(worker, f"it has not loaded within {START_S:.0f} s")
+            return
+        if worker.held:
+            _, n_tokens, sent_at = worker.held[0]
+            patience = n_tokens * (PATIENCE / self._rate if self._rate else UNKNOWN_S_A_TOKEN)
+        elif worker.canary_sent:
+            sent_at, patience = worker.heard_at + CANARY_S, 0.0
+        else:
+            if worker.state == "ready" and now - worker.heard_at > CANARY_S:
+                worker.canary_sent = True
+                worker.channel.send(CANARY, self._config.n_threads_busy, self._canary)
+            return
+        patience += self._config.worker_timeout_ms / 1000
+        if now - max(sent_at, worker.heard_at) > patience:
+            self._kill(worker, f"it has not answered within {patience:.1f} s")
+
+    def _check_memory(self) -> None:
+        replaced = [worker.replaces for worker in self._workers.values()]
+        for worker in list(self._workers.values()):
+            used = _memory_of(worker.process.pid)
+            if worker.state == "ready" and worker not in replaced and used > self._config.max_worker_memory:
+                self._replace(worker, f"it uses {used} bytes; max_worker_memory is {self._config.max_worker_memory}")
+
+
+def _memory_of(pid: int | None) -> int:
+    """Return a process's resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
+    try:
+        n_resident, n_shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    except (OSError, ValueError):
+        return 0
+    return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
+
+
+def _reap(process: SpawnProcess) -> None:
+    """Wait for a process that was told to stop or has died; kill it if it does not go."""
+    process.join(STOP_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
