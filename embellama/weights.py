@@ -11,16 +11,13 @@ import threading
 import weakref
 from typing import Any
 
+from embellama import amx
 from embellama.config import EngineConfig
 from embellama.devices import GPU_BUILD, gpu_build
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.header import Header
 from embellama.llama import c_api, last_error
 from embellama.pooling import Pooling
-
-# Weights are not laid out for AMX's tiles: where `_tile_loadconfig` tells the compiler of 8 of its 64 bytes (GCC bug
-# 114098; Debian 12's GCC 12.2 has it), their first product ends the process, and no call says who compiled llama.cpp.
-AMX = b"AMX_INT8 = 1" in c_api.llama_print_system_info()
 
 # enum llama_pooling_type (llama.h), as a GGUF's `{architecture}.pooling_type`.
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
@@ -64,7 +61,7 @@ class Weights:
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
-        params.use_extra_bufts = not AMX
+        params.use_extra_bufts = vocab_only or amx.usable(self.header)
         with _loading:
             last_error()
             model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)
