@@ -30,6 +30,7 @@ from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
 from embellama.scheduler import Failure, Limits, Scheduler
 from embellama_server.config import ServerConfig
+from embellama_server.process import Launch
 from embellama_server.supervisor import TICK_S, Supervisor
 
 logger = logging.getLogger("embellama.dispatcher")
@@ -55,11 +56,17 @@ class _Request:
 class Dispatcher:
     """The scheduler between requests and the pool of worker processes."""
 
-    def __init__(self, config: ServerConfig, dim: int, canary: Tokens):
-        """Prepare a pool for `config`, already checked; `canary` is what every worker must embed alike."""
+    def __init__(self, config: ServerConfig, dim: int, canary: Tokens, launch: Launch | None = None):
+        """Prepare a pool for `config`, already checked.
+
+        Args:
+            dim: Length of a row.
+            canary: What every worker must embed alike.
+            launch: Starts a worker; by default a real process.
+        """
         self._config = config
         self._dim = dim
-        self._supervisor = Supervisor(config, canary, self)
+        self._supervisor = Supervisor(config, canary, self, launch)
         limits = Limits.of(
             config, n_slots=N_SLOTS, max_waiting=config.queue_size, max_waiting_tokens=config.queue_tokens
         )

@@ -12,13 +12,11 @@ never used again. Everything runs on the event loop's thread.
 """
 
 import asyncio
+import functools
 import logging
-import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Coroutine
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,9 +24,9 @@ import numpy as np
 
 from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import ModelLoadError
-from embellama_server import worker as worker_process
-from embellama_server.channel import CANARY, STARTED, Channel, Reply
+from embellama_server.channel import CANARY, STARTED, Reply
 from embellama_server.config import ServerConfig
+from embellama_server.process import Launch, Process, WorkerProcess
 
 logger = logging.getLogger("embellama.supervisor")
 
@@ -55,14 +53,11 @@ PATIENCE = 20.0
 # A worker's canary must point where the first worker's did. Thread counts and restarts change the last bits only.
 CANARY_COSINE = 0.9999
 
-# An idle worker computes its canary again after so long.
+# A worker computes its canary again after so long.
 CANARY_S = 30.0
 
 # How often the memory of workers is looked at.
 MEMORY_S = 1.0
-
-# After being told to stop, a worker has this long for the batch it is in.
-STOP_S = 5.0
 
 
 class Listener(Protocol):
@@ -87,10 +82,10 @@ class Listener(Protocol):
 class _Worker:
     """One worker process."""
 
-    def __init__(self, number: int, process: SpawnProcess, channel: Channel, now: float):
+    process: Process
+
+    def __init__(self, number: int, now: float):
         self.number = number
-        self.process = process
-        self.channel = channel
         self.state: Literal["starting", "ready", "retired", "stopping"] = "starting"
         self.started_at = now
         self.heard_at = now  # when it last answered anything
@@ -106,13 +101,13 @@ class _Worker:
 class Supervisor:
     """The worker processes."""
 
-    def __init__(self, config: ServerConfig, canary: Tokens, listener: Listener):
-        """Prepare for a checked `config`; `canary` is what every worker must embed alike."""
+    def __init__(self, config: ServerConfig, canary: Tokens, listener: Listener, launch: Launch | None = None):
+        """Prepare for a checked `config`; `canary` is what every worker must embed alike; `launch` starts a worker."""
         self._config = config
+        self._launch = launch or functools.partial(WorkerProcess, config, canary)
         self._canary = Batch.join([canary])
         self._canary_row: Rows | None = None
         self._listener = listener
-        self._context = multiprocessing.get_context("spawn")
         self._workers: dict[int, _Worker] = {}
         self._number = 0
         self._deaths: deque[float] = deque()  # of the last minute
@@ -161,7 +156,7 @@ class Supervisor:
         """Give a worker a batch."""
         receiver = self._workers[worker]
         receiver.held.append((batch, len(texts.tokens), self._loop.time()))
-        receiver.channel.send(batch, n_threads, texts)
+        receiver.process.send(batch, n_threads, texts)
 
     async def restart_all(self) -> None:
         """Replace every worker, one after another; each serves until its successor does."""
@@ -179,27 +174,17 @@ class Supervisor:
         processes = [worker.process for worker in self._workers.values()]
         for worker in list(self._workers.values()):
             worker.state = "stopping"
-            worker.process.kill() if at_once else worker.channel.stop()
-        await asyncio.gather(*(asyncio.to_thread(_reap, process) for process in processes))
+            worker.process.kill() if at_once else worker.process.stop()
+        await asyncio.gather(*(process.end() for process in processes))
 
     def _start(self, n_fruitless: int = 0, replaces: _Worker | None = None) -> _Worker:
-        channel = Channel(self._context)
         self._number += 1
-        process = self._context.Process(
-            target=worker_process.run,
-            args=(self._config, self._canary.tokens, *channel.worker_end),
-            name=f"worker-{self._number}",
-        )
-        # Not in a thread: it takes a few ms, and nothing can come between it and the next lines. The worker inherits
-        # the mask, so that Ctrl-C does not reach it before it can say that it ignores it (`worker.run`).
-        signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.IGNORED)
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker_process.IGNORED)
-        worker = self._workers[self._number] = _Worker(self._number, process, channel, self._loop.time())
+        worker = _Worker(self._number, self._loop.time())
         worker.n_fruitless, worker.replaces = n_fruitless, replaces
-        channel.open(lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker))
+        worker.process = self._launch(
+            worker.number, lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker)
+        )
+        self._workers[worker.number] = worker
         return worker
 
     def _replace(self, worker: _Worker, reason: str) -> _Worker | None:
@@ -265,7 +250,7 @@ class Supervisor:
 
     def _stop(self, worker: _Worker) -> None:
         worker.state = "stopping"
-        worker.channel.stop()
+        worker.process.stop()
 
     def _kill(self, worker: _Worker, reason: str) -> None:
         worker.fault = worker.fault or reason
@@ -282,7 +267,7 @@ class Supervisor:
         if worker.state == "stopping" or successor:
             if successor:
                 successor.replaces = None
-            self._keep(asyncio.to_thread(_reap, worker.process))
+            self._keep(worker.process.end())
             return
         now = self._loop.time()
         self._deaths.append(now)
@@ -299,13 +284,13 @@ class Supervisor:
             logger.error(
                 "worker %d, a successor, is gone: %s; worker %d goes on", worker.number, reason, worker.replaces.number
             )
-            self._keep(asyncio.to_thread(_reap, worker.process))
+            self._keep(worker.process.end())
             return
         logger.error("worker %d is gone: %s; starting another in %.1f s", worker.number, reason, pause)
         self._keep(self._start_again(worker.process, pause, n_fruitless))
 
-    async def _start_again(self, dead: SpawnProcess, pause: float, n_fruitless: int) -> None:
-        reaping = asyncio.create_task(asyncio.to_thread(_reap, dead))
+    async def _start_again(self, dead: Process, pause: float, n_fruitless: int) -> None:
+        reaping = asyncio.create_task(dead.end())
         while True:
             if pause:
                 await asyncio.sleep(pause)
@@ -348,7 +333,7 @@ class Supervisor:
         else:
             if worker.state == "ready" and now - worker.heard_at > CANARY_S:
                 worker.canary_sent = True
-                worker.channel.send(CANARY, self._config.n_threads_busy, self._canary)
+                worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
             return
         patience += self._config.worker_timeout_ms / 1000
         if now - max(sent_at, worker.heard_at) > patience:
@@ -369,12 +354,3 @@ def _memory_of(pid: int | None) -> int:
     except (OSError, ValueError):
         return 0
     return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
-
-
-def _reap(process: SpawnProcess) -> None:
-    """Wait for a process that was told to stop or has died; kill it if it does not go."""
-    process.join(STOP_S)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    process.close()
