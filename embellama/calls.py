@@ -7,6 +7,7 @@ vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄─�
 No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from embellama.batch import Rows, Tokens
 from embellama.config import EngineConfig
-from embellama.errors import EmbeddingFailed, EmptyInput, InputError, TextTooLong
+from embellama.errors import EmbeddingFailed, EmptyInput, InputError, InvalidOption, TextTooLong
 from embellama.outputs import Dtype, check_dimensions, check_dtype, cut, normalize, quantize
 from embellama.prompts import Prompts
 from embellama.rerank import PairFormat
@@ -152,6 +153,28 @@ class Call(NamedTuple, Generic[Answer]):
         return error if self.owners is None else EmbeddingFailed(self.owners[error.index], error.reason)
 
 
+class Gathering:
+    """The rows of a call, as its texts are computed one after another, in whatever order.
+
+    Attributes:
+        call: Whose they are.
+        rows: What `Call.finish` takes, once every text has its rows.
+        n_done: Texts that have theirs.
+    """
+
+    def __init__(self, call: Call[Any], dim: int):
+        self.call = call
+        n_rows = [len(tokens) for tokens in call.tokens] if call.per_token else [1] * len(call.tokens)
+        self._starts = [0, *itertools.accumulate(n_rows)]
+        self.rows = np.empty((self._starts[-1], dim), np.float32)
+        self.n_done = 0
+
+    def put(self, position: int, rows: Rows) -> None:
+        """Take the rows of the text at `position`."""
+        self.rows[self._starts[position] : self._starts[position + 1]] = rows
+        self.n_done += 1
+
+
 class Calls:
     """Makes calls for one model.
 
@@ -198,6 +221,16 @@ class Calls:
         n_tokens = np.array([len(ids) for ids in tokens], np.int32)
         return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
 
+    def encode_ids(
+        self, ids: Sequence[Sequence[int]], *, dimensions: int | None = None, dtype: Dtype = "float32"
+    ) -> Call[Embeddings]:
+        """Ask for one vector for each list of token ids, which are used as they are: no special token is added."""
+        self._check_gives_vectors("text")
+        write = self._writer(dimensions, dtype)
+        tokens = self.tokenizer.check(ids)
+        n_tokens = np.array([len(text) for text in tokens], np.int32)
+        return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
+
     def tokens(
         self,
         text: str,
@@ -238,7 +271,7 @@ class Calls:
         n = len(tokens) - n_first - n_last
         if chunk_size is not None:
             if chunk_size < 1:
-                raise InputError(f"chunk_size is {chunk_size}; it must be at least 1")
+                raise InvalidOption("chunk_size", f"is {chunk_size}; it must be at least 1")
             spans = np.array([(i, min(i + chunk_size, n)) for i in range(0, max(n, 1), chunk_size)], np.int32)
             inner = spans
         elif token_spans is not None:
@@ -271,11 +304,11 @@ class Calls:
             truncate: See `TextOptions`; for a reranker, it is documents that are cut.
         """
         if not isinstance(query, str) or not query:
-            raise InputError(f"query is {query!r}; it must be a text")
+            raise InvalidOption("query", f"is {query!r}; it must be a text")
         if top_n is not None and top_n < 1:
-            raise InputError(f"top_n is {top_n}; it must be at least 1")
+            raise InvalidOption("top_n", f"is {top_n}; it must be at least 1")
         if isinstance(documents, str):
-            raise InputError("documents is one str, not a list of them")
+            raise InvalidOption("documents", "is one str, not a list of them")
         documents = list(documents)
         if self.reranker:
             return self._rerank_pairs(query, documents, top_n, truncate)
@@ -312,7 +345,7 @@ class Calls:
         if truncate != "none":
             raise InputError("truncate and window_overlap are two ways to read a long text; give one of them")
         if not 0 <= overlap < room:
-            raise InputError(f"window_overlap is {overlap}; this model's windows have {room} tokens")
+            raise InvalidOption("window_overlap", f"is {overlap}; this model's windows have {room} tokens")
         windows: list[Tokens] = []
         owners: list[int] = []
         for index, ids in enumerate(tokenizer.bare(texts)):

@@ -35,7 +35,7 @@ from embellama.calls import (
     VectorOptions,
 )
 from embellama.config import EngineConfig
-from embellama.errors import ConfigError, EmbellamaError, InputError, ModelNotFound, Unavailable
+from embellama.errors import ConfigError, EmbellamaError, InputError, InvalidOption, ModelNotFound, Unavailable
 from embellama.header import Header
 from embellama.info import ModelInfo
 from embellama.pool import Pool, Progress, Unloading
@@ -384,7 +384,7 @@ class EmbeddingEngine:
         if isinstance(texts, str):
             raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
         if n_ahead < 1:
-            raise InputError(f"n_ahead is {n_ahead}; it must be at least 1")
+            raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
         at_work: deque[tuple[int, Call[Embeddings], Future[Rows]]] = deque()
         stream, start = iter(texts), 0
         try:

@@ -7,6 +7,7 @@ EmbellamaError
 │   ├── EmptyInput             there is nothing to embed
 │   ├── TextTooLong            more tokens than the model reads at once
 │   ├── InvalidText            not text, or not valid Unicode
+│   ├── InvalidOption          an option of the call is wrong
 │   ├── InvalidToken           a token id the vocabulary does not have
 │   ├── PromptError            no prompt of that name, or its fields are not those given
 │   └── ModelNotFound          no model of that name is loaded
@@ -111,6 +112,17 @@ class PromptError(InputError):
 
     def __str__(self) -> str:
         return f"prompt {self.prompt!r} {self.reason}"
+
+
+class InvalidOption(InputError):
+    """An option of the call is wrong."""
+
+    def __init__(self, option: str, reason: str):
+        super().__init__(option, reason)
+        self.option, self.reason = option, reason
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.reason}"
 
 
 class ModelNotFound(InputError):

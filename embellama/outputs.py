@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embellama.batch import Rows
-from embellama.errors import ConfigError, EmbeddingFailed, InputError
+from embellama.errors import ConfigError, EmbeddingFailed, InputError, InvalidOption
 
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
@@ -60,7 +60,7 @@ def normalize(rows: Rows, mode: str = "l2") -> Rows:
 def check_dimensions(dimensions: int | None, dim: int) -> None:
     """Raise `InputError` unless `dimensions` is None or from 1 to `dim`."""
     if dimensions is not None and not 1 <= dimensions <= dim:
-        raise InputError(f"dimensions is {dimensions}; this model gives 1 to {dim}")
+        raise InvalidOption("dimensions", f"is {dimensions}; this model gives 1 to {dim}")
 
 
 def cut(rows: Rows, dimensions: int | None, mode: str = "l2") -> Rows:
@@ -91,11 +91,13 @@ def cut(rows: Rows, dimensions: int | None, mode: str = "l2") -> Rows:
 def check_dtype(dtype: str, mode: str = "l2", limit: float = UNIT_LIMIT) -> None:
     """Raise `InputError` unless rows normalized with `mode` can be quantized to `dtype` with `limit`."""
     if dtype not in get_args(Dtype):
-        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}")
+        raise InvalidOption("dtype", f"is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}")
     if not 0 < limit < np.inf:
         raise InputError(f"the limit of int8 is {limit}; it must be a number above 0")
     if dtype in ("int8", "uint8") and mode in ("none", "max-abs") and limit == UNIT_LIMIT:
-        raise InputError(f"dtype is {dtype}, which holds -1 to 1; vectors with normalization {mode} need another limit")
+        raise InvalidOption(
+            "dtype", f"is {dtype}, which holds -1 to 1; vectors with normalization {mode} need another limit"
+        )
 
 
 def quantize(rows: Rows, dtype: Dtype, limit: float = UNIT_LIMIT) -> NDArray[Any]:

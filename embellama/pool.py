@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embellama.batch import Batch, Rows, Tokens
-from embellama.calls import Call, Calls
+from embellama.calls import Call, Calls, Gathering
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, Unavailable
 from embellama.model import EmbeddingModel
@@ -87,7 +87,7 @@ class Pool:
             raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
         request = _Request(call, self.weights.dim, progress)
         if not call.tokens:
-            request.future.set_result(request.rows)
+            request.future.set_result(request.gathering.rows)
             return request.future
         with self._changed:
             if self._closing:
@@ -130,7 +130,7 @@ class Pool:
         if self._abandoned:
             return
         for assignment in self._scheduler.assign():
-            calls = [self._requests[text.request].call for text in assignment.texts]
+            calls = [self._requests[text.request].gathering.call for text in assignment.texts]
             tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
             per_token = [call.per_token for call in calls]
             self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
@@ -161,7 +161,7 @@ class Pool:
             touched = {}
             for i, text in answer.rows:
                 request = touched[text.request] = self._requests[text.request]
-                request.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
+                request.gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
             for id in answer.finished:
                 del self._requests[id]
             self._hand_out()
@@ -169,7 +169,7 @@ class Pool:
         for id, request in touched.items():
             request.tell()
             if id in answer.finished and request.future.set_running_or_notify_cancel():
-                request.future.set_result(request.rows)
+                request.future.set_result(request.gathering.rows)
 
     def _fail(self, assignment: Assignment, error: Exception) -> None:
         with self._changed:
@@ -180,7 +180,7 @@ class Pool:
         reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
         for request, position in failed:
             if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(request.call.blame(EmbeddingFailed(position, reason)))
+                request.future.set_exception(request.gathering.call.blame(EmbeddingFailed(position, reason)))
 
 
 class _Task(NamedTuple):
@@ -191,22 +191,14 @@ class _Task(NamedTuple):
 
 class _Request:
     def __init__(self, call: Call[Any], dim: int, progress: Progress | None):
-        self.call = call
-        n_rows = [len(tokens) for tokens in call.tokens] if call.per_token else [1] * len(call.tokens)
-        self._starts = np.concatenate(([0], np.cumsum(n_rows, dtype=np.int64)))
-        self.rows = np.empty((self._starts[-1], dim), np.float32)
+        self.gathering = Gathering(call, dim)
         self.future: Future[Rows] = Future()
         self._progress = progress
-        self._n_done = 0
-
-    def put(self, position: int, rows: Rows) -> None:
-        self.rows[self._starts[position] : self._starts[position + 1]] = rows
-        self._n_done += 1
 
     def tell(self) -> None:
         if self._progress:
             try:
-                self._progress(self._n_done, len(self.call.tokens))
+                self._progress(self.gathering.n_done, len(self.gathering.call.tokens))
             except Exception:
                 logger.exception("a progress callback failed; it is not called again")
                 self._progress = None

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
-from embellama.errors import ConfigError, EmptyInput, InputError, InvalidText, InvalidToken, TextTooLong
+from embellama.errors import ConfigError, EmptyInput, InputError, InvalidOption, InvalidText, InvalidToken, TextTooLong
 from embellama.llama import c_api
 from embellama.weights import Weights
 
@@ -159,11 +159,12 @@ class Tokenizer:
         if truncate in ("none", "end", "start"):
             return self.limit
         if not isinstance(truncate, int) or isinstance(truncate, bool):
-            raise InputError(f"truncate is {truncate!r}; it must be none, end, start or a number of tokens")
+            raise InvalidOption("truncate", f"is {truncate!r}; it must be none, end, start or a number of tokens")
         if not self.n_special < truncate <= self.limit:
-            raise InputError(
-                f"truncate is {truncate} tokens; this model reads {self.n_special + 1} to {self.limit}, of which "
-                f"{self.n_special} are special"
+            raise InvalidOption(
+                "truncate",
+                f"is {truncate} tokens; this model reads {self.n_special + 1} to {self.limit}, of which "
+                f"{self.n_special} are special",
             )
         return truncate
 

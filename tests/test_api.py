@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from embellama import EmbeddingFailed
-
 
 def test_unknown_fields_are_ignored() -> None:
     request = api.parse(b'{"model":"m","input":"a","user":"u","stream":false}')
@@ -67,14 +65,6 @@ def test_input_must_be_of_one_kind_and_within_the_limit() -> None:
     with pytest.raises(api.BadRequest, match="input has 2049 items; the limit is 2048"):
         api.items(["a"] * 2049)
     assert api.items([7] * 2049) == [[7] * 2049]
-
-
-def test_cut_rows_are_the_first_numbers_at_unit_length() -> None:
-    rows = np.array([[0.6, 0, 0.8], [0, 1, 0]], np.float32)
-    np.testing.assert_array_equal(api.cut(rows, 2), [[1, 0], [0, 1]])
-    assert api.cut(rows, 3) is rows
-    with pytest.raises(EmbeddingFailed, match="text 1: its first 1 dimensions are all zeros"):
-        api.cut(rows, 1)
 
 
 rows = arrays.arrays(

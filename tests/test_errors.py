@@ -17,6 +17,7 @@ EXAMPLES = [
     errors.TextTooLong(1, 600, 512),
     errors.InvalidText(1, "is int, not str"),
     errors.InvalidToken(0, 99, 10),
+    errors.InvalidOption("dimensions", "is 0; this model gives 1 to 384"),
     errors.PromptError("query", "needs the field 'title'"),
     errors.ModelNotFound("x", ["y"]),
     errors.ModelError("it broke"),

@@ -121,30 +121,7 @@ def items(value: str | list[Any]) -> list[str] | list[list[int]]:
     return value
 
 
-def cut(rows: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
-    """Keep the first `dimensions` numbers of each row of ``(n, dim) float32``, and scale it back to unit length.
-
-    Raises:
-        BadRequest: `dimensions` is not from 1 to ``dim``.
-        EmbeddingFailed: Nothing of a row is left to scale.
-    """
-    check_dimensions(dimensions, rows.shape[1])
-    if dimensions is None or dimensions == rows.shape[1]:
-        return rows
-    rows = rows[:, :dimensions]
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not norms.all():
-        raise errors.EmbeddingFailed(int(norms.argmin()), f"its first {dimensions} dimensions are all zeros")
-    return rows / norms  # type: ignore[no-any-return]
-
-
-def check_dimensions(dimensions: int | None, dim: int) -> None:
-    """Raise `BadRequest` unless `dimensions` is None or from 1 to `dim`."""
-    if dimensions is not None and not 1 <= dimensions <= dim:
-        raise BadRequest(f"dimensions is {dimensions}; this model gives 1 to {dim}", "dimensions")
-
-
-def encode(rows: NDArray[np.float32], encoding_format: str | None, model: str, n_tokens: int) -> Iterator[bytes]:
+def encode(rows: NDArray[Any], encoding_format: str | None, model: str, n_tokens: int) -> Iterator[bytes]:
     """Write the answer, in pieces small enough for an event loop: each takes a few milliseconds at most.
 
     base64 is of the row's little-endian float32, as OpenAI's.
@@ -164,7 +141,7 @@ def encode(rows: NDArray[np.float32], encoding_format: str | None, model: str, n
 ROWS_A_PIECE = 64
 
 
-def _encoded(rows: NDArray[np.float32], encoding_format: str | None) -> list[Any]:
+def _encoded(rows: NDArray[Any], encoding_format: str | None) -> list[Any]:
     if encoding_format == "base64":
         return [base64.b64encode(row).decode() for row in np.ascontiguousarray(rows, "<f4")]
     return list(np.ascontiguousarray(rows))
@@ -174,7 +151,9 @@ def error_response(error: Exception) -> tuple[int, dict[str, str], list[bytes]]:
     """Turn an error into status, headers and OpenAI's error body; what is not ours tells no details."""
     status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
     index = getattr(error, "index", None)
-    param = getattr(error, "param", "model" if isinstance(error, errors.ModelNotFound) else None)
+    param = getattr(error, "option", None) or getattr(error, "param", None)
+    if isinstance(error, errors.ModelNotFound):
+        param = "model"
     body: dict[str, Any] = {
         "message": _short(str(error)) if isinstance(error, EmbellamaError) else "internal error",
         "type": type_,

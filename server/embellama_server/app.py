@@ -9,6 +9,7 @@ GET /health      503 until every worker is ready; later, 200 while any is
 """
 
 import asyncio
+import functools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,9 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from embellama.batch import Tokens
+from embellama.calls import Call, Calls, Embeddings
 from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
-from embellama.tokenizer import Tokenizer
 from embellama_server import api
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
@@ -40,9 +40,9 @@ JSON = (b"content-type", b"application/json")
 class Server:
     """What the routes share."""
 
-    def __init__(self, config: ServerConfig, tokenizer: Tokenizer, dispatcher: Dispatcher, dim: int, created: int):
+    def __init__(self, config: ServerConfig, calls: Calls, dispatcher: Dispatcher, dim: int, created: int):
         self.config = config
-        self.tokenizer = tokenizer
+        self.calls = calls
         self.dispatcher = dispatcher
         self.dim = dim
         self.created = created
@@ -65,9 +65,6 @@ class Server:
         )
         app.router.redirect_slashes = False
         return app
-
-    def encode(self, texts: list[str]) -> list[Tokens]:
-        return self.tokenizer.encode(texts).tokens
 
     def stop_reading(self) -> None:
         """Give up on requests that are not here yet: the server stops."""
@@ -132,30 +129,31 @@ class _Embeddings:
         request = api.parse(body)
         if request.model != server.config.model_name:
             raise ModelNotFound(request.model, [server.config.model_name])
-        api.check_dimensions(request.dimensions, server.dim)
-        tokens = await self._tokens(request, deadline)
-        n_tokens = sum(map(len, tokens))
-        held.check(4 * n_tokens + 4 * server.dim * len(tokens))
-        rows = api.cut(await server.dispatcher.submit(tokens, deadline), request.dimensions)
+        call = await self._call(request, deadline)
+        n_tokens = sum(map(len, call.tokens))
+        held.check(4 * n_tokens + 4 * server.dim * len(call.tokens))
+        vectors = call.finish(await server.dispatcher.submit(call, deadline)).vectors
         pieces = []
-        for piece in api.encode(rows, request.encoding_format, request.model, n_tokens):
+        for piece in api.encode(vectors, request.encoding_format, request.model, n_tokens):
             pieces.append(piece)
-            if len(rows) > api.ROWS_A_PIECE:
+            if len(vectors) > api.ROWS_A_PIECE:
                 await asyncio.sleep(0)
         return pieces
 
-    async def _tokens(self, request: api.EmbeddingsRequest, deadline: float) -> list[Tokens]:
+    async def _call(self, request: api.EmbeddingsRequest, deadline: float) -> Call[Embeddings]:
+        """Make the call of a request: on the event loop if it is short, else in the tokenising thread."""
         server = self._server
         items: list[Any] = api.items(request.input)
-        work = server.encode if isinstance(items[0], str) else server.tokenizer.check
+        encode: Any = server.calls.encode if isinstance(items[0], str) else server.calls.encode_ids
+        work = functools.partial(encode, items, dimensions=request.dimensions)
         if sum(map(len, items)) <= INLINE_CHARACTERS:
-            return work(items)
+            return work()  # type: ignore[no-any-return]
         if server.n_tokenizing >= server.config.queue_size:
             raise Overloaded(f"{server.n_tokenizing} requests are waiting to be tokenised, the most allowed")
         server.n_tokenizing += 1
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.get_running_loop().run_in_executor(server.tokenizing, work, items)
+                return await asyncio.get_running_loop().run_in_executor(server.tokenizing, work)
         except TimeoutError:
             raise DeadlineExceeded(server.config.timeout_ms) from None
         finally:

@@ -50,17 +50,19 @@ class Task(NamedTuple):
     n_threads: int
     tokens: bytes  # (n_tokens,) int32
     lengths: bytes  # (n_texts,) int32
+    per_token: bytes | None  # (n_texts,) bool
 
     @property
     def batch(self) -> Batch:
-        return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32))
+        per_token = None if self.per_token is None else np.frombuffer(self.per_token, np.bool_)
+        return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32), per_token)
 
 
 class Reply(NamedTuple):
     """A worker's answer to one batch."""
 
     id: int
-    rows: NDArray[np.float32] | None  # (n_texts, dim); None for an error
+    rows: NDArray[np.float32] | None  # (sum of the batch's n_rows, dim); None for an error
     error: str
 
 
@@ -98,7 +100,8 @@ class Channel:
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Give the worker a batch. What a dead worker does not take is lost; `on_close` tells of it."""
-        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes()))
+        per_token = None if batch.per_token is None else batch.per_token.tobytes()
+        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), per_token))
 
     def stop(self) -> None:
         """Ask the worker to exit once it has done what it holds."""
@@ -152,7 +155,7 @@ class Replies:
         self._writer = writer
 
     def send_rows(self, id: int, rows: NDArray[np.float32]) -> None:
-        """Answer batch `id` with ``(n_texts, dim) float32``."""
+        """Answer batch `id` with ``(n_rows, dim) float32``."""
         n_rows, dim = rows.shape
         self._send(_HEADER.pack(id, n_rows, dim, rows.nbytes), np.ascontiguousarray(rows).data.cast("B"))
 

@@ -10,7 +10,7 @@
   future ◄── on_rows ◄════════════════════════════════|══════┘
              on_lost: what it held goes to another    |
 
-submit      token ids in, a future out; refuses what cannot wait, or could not be done in time.
+submit      a call in, a future of its rows out; refuses what cannot wait, or could not be done in time.
 _pump       after every event: hands out what the scheduler says.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
 on_lost     a worker is gone: what it held runs again, and a text that killed is remembered.
@@ -22,11 +22,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from embellama.batch import Batch, Rows, Tokens
+from embellama.calls import Call, Gathering
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
 from embellama.scheduler import Failure, Limits, Scheduler
 from embellama_server.config import ServerConfig
@@ -47,9 +48,8 @@ MAX_RETRY_AFTER_S = 60.0
 
 
 class _Request:
-    def __init__(self, tokens: Sequence[Tokens], dim: int, future: "asyncio.Future[Rows]"):
-        self.tokens = tokens
-        self.rows = np.empty((len(tokens), dim), np.float32)
+    def __init__(self, call: Call[Any], dim: int, future: "asyncio.Future[Rows]"):
+        self.gathering = Gathering(call, dim)
         self.future = future
 
 
@@ -133,15 +133,15 @@ class Dispatcher:
         except Overloaded as error:
             raise self._overloaded(error.reason) from None
 
-    def submit(self, tokens: Sequence[Tokens], deadline: float) -> "asyncio.Future[Rows]":
-        """Compute texts; cancelling the future drops what is still queued.
+    def submit(self, call: Call[Any], deadline: float) -> "asyncio.Future[Rows]":
+        """Compute a call's texts; cancelling the future drops what is still queued.
 
         Args:
-            tokens: Token ids of each text, ``(n,) int32``; at least one text.
+            call: What to compute; at least one text.
             deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
 
         Returns:
-            A future of ``(n_texts, dim) float32``, rows in the order given.
+            A future of the rows that `call.finish` takes.
 
         Raises:
             Unavailable: No worker is ready, or the pool is closing.
@@ -149,14 +149,14 @@ class Dispatcher:
             EmbeddingFailed: A text killed workers not long ago.
         """
         self.check_room()
-        self._check_record(tokens)
-        n_tokens = [len(text) for text in tokens]
+        self._check_record(call)
+        n_tokens = [len(text) for text in call.tokens]
         self._check_time(sum(n_tokens), deadline)
         try:
             id = self._scheduler.submit(n_tokens, deadline)
         except Overloaded as error:
             raise self._overloaded(error.reason) from None
-        request = self._requests[id] = _Request(tokens, self._dim, self._loop.create_future())
+        request = self._requests[id] = _Request(call, self._dim, self._loop.create_future())
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         self._pump()
         return request.future
@@ -179,15 +179,16 @@ class Dispatcher:
         self._was_whole = self._was_whole or self.n_ready >= self.n_workers
         self._pump()
 
-    def on_rows(self, worker: int, batch: int, rows: Rows) -> None:
+    def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
         answer = self._scheduler.complete(batch, worker)
         self._pump()  # first: the worker is waiting
-        for row, text in answer.rows:
-            self._requests[text.request].rows[text.position] = rows[row]
+        ends = np.cumsum(texts.n_rows).tolist()
+        for i, text in answer.rows:
+            self._requests[text.request].gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
         for id in answer.finished:
             request = self._requests.pop(id)
             if not request.future.done():
-                request.future.set_result(request.rows)
+                request.future.set_result(request.gathering.rows)
 
     def on_error(self, worker: int, batch: int, reason: str) -> None:
         logger.warning("worker %d failed on a batch: %s", worker, reason)
@@ -201,14 +202,16 @@ class Dispatcher:
     def on_lost(self, worker: int, reason: str) -> None:
         failures = self._scheduler.worker_lost(worker)
         for request, position in failures:
-            self._convict(self._requests[request].tokens[position])
+            self._convict(self._requests[request].gathering.call.tokens[position])
         self._fail_requests(failures, "a worker process died on it")
         self._pump()
 
     def _pump(self) -> None:
         for assignment in self._scheduler.assign():
-            texts = [self._requests[text.request].tokens[text.position] for text in assignment.texts]
-            self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, Batch.join(texts))
+            calls = [self._requests[text.request].gathering.call for text in assignment.texts]
+            tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
+            batch = Batch.join(tokens, [call.per_token for call in calls])
+            self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch)
 
     def _tick(self) -> None:
         for id in self._scheduler.expired(self._loop.time()):
@@ -240,18 +243,20 @@ class Dispatcher:
             del self._convicted[next(iter(self._convicted))]
         self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
 
-    def _check_record(self, texts: Sequence[Tokens]) -> None:
+    def _check_record(self, call: Call[Any]) -> None:
         """Refuse a text that killed workers not long ago."""
         if not self._convicted:
             return
-        for index, text in enumerate(texts):
+        for index, text in enumerate(call.tokens):
             until = self._convicted.get(text.tobytes())
             if until is not None and until > self._loop.time():
-                raise EmbeddingFailed(index, "worker processes died on it not long ago, so it is not tried again yet")
+                reason = "worker processes died on it not long ago, so it is not tried again yet"
+                raise call.blame(EmbeddingFailed(index, reason))
 
     def _fail_requests(self, failures: Sequence[Failure], reason: str) -> None:
         for request, position in failures:
-            self._fail(request, EmbeddingFailed(position, reason))
+            call = self._requests[request].gathering.call
+            self._fail(request, call.blame(EmbeddingFailed(position, reason)))
 
     def _fail(self, id: int, error: Exception) -> None:
         self._scheduler.cancel(id)

@@ -21,8 +21,8 @@ import click
 import uvicorn
 import uvloop
 
+from embellama.calls import Calls
 from embellama.errors import ConfigError, ModelLoadError
-from embellama.tokenizer import Tokenizer
 from embellama.weights import Weights
 from embellama_server.app import Server
 from embellama_server.config import ServerConfig
@@ -107,11 +107,11 @@ def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
     _check_memory(config, weights.header.n_bytes)
     if weights.pooling in ("rank", "none"):
         raise ModelLoadError(config.model_path, f"its pooling is {weights.pooling}, which gives no vector for a text")
-    tokenizer = Tokenizer(weights, config.n_ctx)
-    canary = tokenizer.encode([CANARY], truncate="end").tokens[0]
+    calls = Calls(config, weights)
+    canary = calls.tokenizer.encode([CANARY], truncate="end").tokens[0]
     dispatcher = Dispatcher(config, weights.dim, canary)
     created = int(os.stat(config.model_path).st_mtime)
-    return Server(config, tokenizer, dispatcher, weights.dim, created), dispatcher
+    return Server(config, calls, dispatcher, weights.dim, created), dispatcher
 
 
 async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispatcher) -> None:

@@ -66,8 +66,8 @@ class Listener(Protocol):
     def on_ready(self, worker: int) -> None:
         """A worker may be given batches."""
 
-    def on_rows(self, worker: int, batch: int, rows: Rows) -> None:
-        """A worker has computed a batch."""
+    def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
+        """A worker has computed a batch, which was these texts."""
 
     def on_error(self, worker: int, batch: int, reason: str) -> None:
         """A worker could not compute a batch, and lives on."""
@@ -89,7 +89,7 @@ class _Worker:
         self.state: Literal["starting", "ready", "retired", "stopping"] = "starting"
         self.started_at = now
         self.heard_at = now  # when it last answered anything
-        self.held: deque[tuple[int, int, float]] = deque()  # its batches: id, tokens, when sent
+        self.held: deque[tuple[int, Batch, float]] = deque()  # its batches: id, texts, when sent
         self.n_done = 0  # batches
         self.n_fruitless = 0  # processes in its place that died in a row without having computed anything
         self.replaces: _Worker | None = None
@@ -155,7 +155,7 @@ class Supervisor:
     def send(self, worker: int, batch: int, n_threads: int, texts: Batch) -> None:
         """Give a worker a batch."""
         receiver = self._workers[worker]
-        receiver.held.append((batch, len(texts.tokens), self._loop.time()))
+        receiver.held.append((batch, texts, self._loop.time()))
         receiver.process.send(batch, n_threads, texts)
 
     async def restart_all(self) -> None:
@@ -202,14 +202,14 @@ class Supervisor:
             worker.canary_sent = False
             self._on_canary(worker, reply)
         elif worker.held and worker.held[0][0] == reply.id:
-            _, n_tokens, sent_at = worker.held.popleft()
-            rate = n_tokens / max(now - max(sent_at, worker.heard_at), 1e-4)
+            _, texts, sent_at = worker.held.popleft()
+            rate = len(texts.tokens) / max(now - max(sent_at, worker.heard_at), 1e-4)
             self._rate += (rate - self._rate) * (0.1 if self._rate else 1)
             worker.n_done += 1
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
-                self._listener.on_rows(worker.number, reply.id, reply.rows)
+                self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
             self._stop(worker)
@@ -326,8 +326,8 @@ class Supervisor:
                 self._kill(worker, f"it has not loaded within {START_S:.0f} s")
             return
         if worker.held:
-            _, n_tokens, sent_at = worker.held[0]
-            patience = n_tokens * (PATIENCE / self._rate if self._rate else UNKNOWN_S_A_TOKEN)
+            _, texts, sent_at = worker.held[0]
+            patience = len(texts.tokens) * (PATIENCE / self._rate if self._rate else UNKNOWN_S_A_TOKEN)
         elif worker.canary_sent:
             sent_at, patience = worker.heard_at + CANARY_S, 0.0
         else:
