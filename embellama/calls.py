@@ -356,14 +356,13 @@ class Calls:
             owners += [index] * len(starts)
         lengths = np.array([len(window) for window in windows], np.int32)
         n_tokens = np.bincount(owners, lengths, len(texts)).astype(np.int32)
+        weights = (lengths - tokenizer.n_special).clip(1)
 
         def finish(rows: Rows) -> Embeddings:
-            merged = np.zeros((len(texts), rows.shape[1]))
-            np.add.at(merged, owners, rows * (lengths - tokenizer.n_special).clip(1)[:, None])
-            vectors = normalize(
-                (merged / np.bincount(owners, lengths, len(texts))[:, None]).astype(np.float32),
-                self._config.normalization,
-            )
+            sums = np.zeros((len(texts), rows.shape[1]))
+            np.add.at(sums, owners, rows * weights[:, None])
+            means = (sums / np.bincount(owners, weights, len(texts))[:, None]).astype(np.float32)
+            vectors = normalize(means, self._config.normalization)
             return Embeddings(write(vectors), n_tokens, np.zeros(len(texts), np.int32))
 
         return Call(windows, finish, owners=owners)
