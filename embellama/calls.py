@@ -8,6 +8,7 @@ No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
 """
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -277,7 +278,8 @@ class Calls:
         elif token_spans is not None:
             inner = spans = _checked_spans(token_spans, n, "token")
         else:
-            spans = _checked_spans(character_spans or (), len(text), "character")
+            assert character_spans is not None
+            spans = _checked_spans(character_spans, len(text), "character")
             inner = self.tokenizer.within(text, spans.tolist())
             for (start, end), (first, last) in zip(spans, inner, strict=True):
                 if first >= last:
@@ -391,12 +393,17 @@ class Calls:
 
 
 def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:
-    for start, end in spans:
+    try:
+        # An array of floats would be rounded without a word.
+        pairs = [(operator.index(start), operator.index(end)) for start, end in spans]
+    except (TypeError, ValueError):
+        raise InputError(f"{unit}_spans must be pairs: the first {unit} and the one after the last") from None
+    if not pairs:
+        raise InputError(f"there are no {unit} spans")
+    for start, end in pairs:
         if not 0 <= start < end <= n:
             raise InputError(f"{unit} span {start} to {end} is not within the text's {n} {unit}s, or is empty")
-    if not len(spans):
-        raise InputError(f"there are no {unit} spans")
-    return np.array(spans, np.int32)
+    return np.array(pairs, np.int32)
 
 
 def _ranking(
