@@ -317,7 +317,7 @@ class Calls:
         return self._rerank_by_cosine(query, documents, top_n, truncate)
 
     def _rerank_pairs(self, query: str, documents: list[str], top_n: int | None, truncate: Truncate) -> Call[Ranking]:
-        tokens = self._pairs.encode(query, documents, truncate)
+        tokens, _ = self._pairs.encode(query, documents, truncate)
         n_tokens = sum(map(len, tokens))
         return Call(tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", n_tokens))
 

@@ -7,14 +7,14 @@ The format is the file's own template where it has one (`tokenizer.chat_template
 ``<s> q </s></s> d </s>``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from embellama.batch import Tokens
-from embellama.errors import EmptyInput, InputError, TextTooLong
+from embellama.errors import EmptyInput, InputError, ModelLoadError, TextTooLong
 from embellama.llama import c_api
-from embellama.tokenizer import Tokenizer, Truncate
+from embellama.tokenizer import Tokenized, Tokenizer, Truncate, checked
 from embellama.weights import Weights
 
 TEMPLATE = "tokenizer.chat_template.rerank"
@@ -24,14 +24,19 @@ class PairFormat:
     """Writes pairs for one model."""
 
     def __init__(self, weights: Weights, tokenizer: Tokenizer):
+        """Read the format of a model; raise `ModelLoadError` if it is a reranker whose template is no pair's."""
         self._tokenizer = tokenizer
         self._template: str | None = weights.header.values.get(TEMPLATE)
+        if self._template is not None and weights.pooling == "rank":
+            for field in ("{query}", "{document}"):
+                if self._template.count(field) != 1:
+                    raise ModelLoadError(weights.path, f"its {TEMPLATE} must have {field} once: {self._template!r}")
         between = tokenizer.last
         if len(between) and c_api.llama_vocab_get_text(weights.vocab, int(between[0])) == b"</s>":
             between = np.concatenate((between, between))  # RoBERTa and its kin
         self._between = between
 
-    def encode(self, query: str, documents: Sequence[str], truncate: Truncate = "none") -> list[Tokens]:
+    def encode(self, query: str, documents: Sequence[str], truncate: Truncate = "none") -> Tokenized:
         """Tokenise the pair of the query and each document.
 
         Args:
@@ -41,7 +46,7 @@ class PairFormat:
                 what the document loses.
 
         Returns:
-            Token ids of each pair, ``(n,) int32``, special tokens included.
+            Token ids of each pair, special tokens included, and how many of each document's were left out.
 
         Raises:
             InputError: `truncate` is wrong, or the query leaves no room for a document.
@@ -49,35 +54,40 @@ class PairFormat:
             EmptyInput: A document is empty.
             TextTooLong: A pair has too many tokens and `truncate` is ``none``; `index` is the document's.
         """
-        tokenizer = self._tokenizer
-        limit = tokenizer.limit_for(truncate)
-        before, after = self._around(query)
-        room = limit - len(before) - len(after)
-        if room < 1:
-            raise InputError(
-                f"the query and the special tokens take {len(before) + len(after)} tokens; of {limit} none is left for "
-                "a document"
-            )
-        pairs = []
-        for index, ids in enumerate(tokenizer.bare(documents)):
+        limit = self._tokenizer.limit_for(truncate)
+        pairs: list[Tokens] = []
+        n_cut = np.zeros(len(documents), np.int32)
+        for index, (before, ids, after) in enumerate(self._parts(query, checked(documents))):
+            n_around = len(before) + len(after)
+            room = limit - n_around
+            if room < 1:
+                raise InputError(
+                    f"the query and what the model wants around it take {n_around} tokens; of {limit} none is left for "
+                    "a document"
+                )
             if len(ids) == 0:
                 raise EmptyInput(index)
             if len(ids) > room:
                 if truncate == "none":
-                    raise TextTooLong(index, len(before) + len(ids) + len(after), limit)
+                    raise TextTooLong(index, n_around + len(ids), limit)
+                n_cut[index] = len(ids) - room
                 ids = ids[-room:] if truncate == "start" else ids[:room]
             pairs.append(np.concatenate((before, ids, after)))
-        return pairs
+        return Tokenized(pairs, n_cut)
 
-    def _around(self, query: str) -> tuple[Tokens, Tokens]:
-        """Return what comes before a document and what after it."""
+    def _parts(self, query: str, documents: Sequence[str]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+        """Yield, for each document, its ids between those that come before and after it."""
         tokenizer = self._tokenizer
         if self._template is None:
             [ids] = tokenizer.bare([query])
-            return np.concatenate((tokenizer.first, ids, self._between)), tokenizer.last
-        # A template ends its parts with special tokens or line ends, where no token of the document can reach over.
-        before, _, after = self._template.partition("{document}")
-        parts = [part.replace("{query}", query) for part in (before, after)]
-        empty = np.empty(0, np.int32)
-        ids_before, ids_after = (tokenizer.bare([part])[0] if part else empty for part in parts)
-        return ids_before, ids_after
+            before = np.concatenate((tokenizer.first, ids, self._between))
+            for ids in tokenizer.bare(documents):
+                yield before, ids, tokenizer.last
+            return
+        head, tail = (part.replace("{query}", query) for part in self._template.split("{document}"))
+        for document in documents:
+            # As one text: a space before the document belongs to its first token.
+            text = f"{head}{document}{tail}"
+            [ids] = tokenizer.bare([text])
+            [(start, end)] = tokenizer.within(text, [(len(head), len(head) + len(document))])
+            yield ids[:start], ids[start:end], ids[end:]

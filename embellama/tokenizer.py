@@ -94,7 +94,7 @@ class Tokenizer:
             TextTooLong: A text has more than `limit` tokens, and `truncate` is ``none``.
         """
         limit = self.limit_for(truncate)
-        texts = _checked(texts)
+        texts = checked(texts)
         if truncate == "none":
             for index, text in enumerate(texts):
                 self._check_head(index, text)
@@ -114,7 +114,7 @@ class Tokenizer:
 
     def bare(self, texts: Iterable[str]) -> list[Tokens]:
         """Tokenise texts of any length without special tokens; `wrap` adds them. Raises as `encode` does."""
-        return list(self._vocabulary(_checked(texts)))
+        return list(self._vocabulary(checked(texts)))
 
     def wrap(self, ids: Tokens) -> Tokens:
         """Put the special tokens around the ids of one text, ``(n,) int32``."""
@@ -178,7 +178,8 @@ class Tokenizer:
                 raise TextTooLong(index, n_sure, self.limit, at_least=True)
 
 
-def _checked(texts: Iterable[str]) -> list[str]:
+def checked(texts: Iterable[str]) -> list[str]:
+    """Return texts that can be tokenised; raise `InputError`, `InvalidText` or `EmptyInput` for others."""
     if isinstance(texts, str):
         raise InputError("texts is one str, not a list of them; to embed one text, call embed")
     texts = list(texts)
