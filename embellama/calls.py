@@ -7,9 +7,10 @@ vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄─�
 No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
 """
 
+import contextlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -19,11 +20,19 @@ from numpy.typing import NDArray
 
 from embellama.batch import Rows, Tokens
 from embellama.config import EngineConfig
-from embellama.errors import EmbeddingFailed, EmptyInput, InputError, InvalidOption, TextTooLong
+from embellama.errors import (
+    EmbeddingFailed,
+    EmptyInput,
+    InputError,
+    InvalidOption,
+    InvalidText,
+    ModelError,
+    TextTooLong,
+)
 from embellama.outputs import Dtype, check_dimensions, check_dtype, cut, normalize, quantize
 from embellama.prompts import Prompts
 from embellama.rerank import PairFormat
-from embellama.tokenizer import Tokenizer, Truncate
+from embellama.tokenizer import Tokenized, Tokenizer, Truncate, checked
 from embellama.weights import Weights
 
 Answer = TypeVar("Answer")
@@ -128,11 +137,13 @@ class Ranking(NamedTuple):
     method: ``cross-encoder``: the score is what the model's head gives for query and document read together.
         ``cosine``: the model is no reranker, and the score is the cosine of their vectors, -1 to 1.
     n_tokens: Tokens computed.
+    n_cut: Tokens of each document that were left out, in the order given, ``(n_documents,) int32``.
     """
 
     results: list[Ranked]
     method: Literal["cross-encoder", "cosine"]
     n_tokens: int
+    n_cut: NDArray[np.int32]
 
 
 class Call(NamedTuple, Generic[Answer]):
@@ -141,17 +152,20 @@ class Call(NamedTuple, Generic[Answer]):
     tokens: Texts to compute, ``(n,) int32`` each.
     finish: Makes the answer of the rows: ``(n_texts, dim) float32``, or one row for each token with `per_token`.
     per_token: Whether every token's vector is wanted rather than one for each text.
-    owners: Which of the caller's texts each of `tokens` belongs to, where they are not the same.
+    owners: Which of the caller's texts each of `tokens` belongs to, where they are not the same; None for a query.
     """
 
     tokens: Sequence[Tokens]
     finish: Callable[[Rows], Answer]
     per_token: bool = False
-    owners: Sequence[int] | None = None
+    owners: Sequence[int | None] | None = None
 
-    def blame(self, error: EmbeddingFailed) -> EmbeddingFailed:
+    def blame(self, error: EmbeddingFailed) -> ModelError:
         """Name the caller's text in an error that names one of `tokens`."""
-        return error if self.owners is None else EmbeddingFailed(self.owners[error.index], error.reason)
+        owner = error.index if self.owners is None else self.owners[error.index]
+        if owner is None:
+            return ModelError(f"the model failed on the query: {error.reason}")
+        return EmbeddingFailed(owner, error.reason)
 
 
 class Gathering:
@@ -305,8 +319,8 @@ class Calls:
             top_n: Return so many results at most.
             truncate: See `TextOptions`; for a reranker, it is documents that are cut.
         """
-        if not isinstance(query, str) or not query:
-            raise InvalidOption("query", f"is {query!r}; it must be a text")
+        with _naming_the_query():
+            checked([query])
         if top_n is not None and top_n < 1:
             raise InvalidOption("top_n", f"is {top_n}; it must be at least 1")
         if isinstance(documents, str):
@@ -317,27 +331,24 @@ class Calls:
         return self._rerank_by_cosine(query, documents, top_n, truncate)
 
     def _rerank_pairs(self, query: str, documents: list[str], top_n: int | None, truncate: Truncate) -> Call[Ranking]:
-        tokens, _ = self._pairs.encode(query, documents, truncate)
-        n_tokens = sum(map(len, tokens))
-        return Call(tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", n_tokens))
+        read = self._pairs.encode(query, documents, truncate)
+        return Call(read.tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", read))
 
     def _rerank_by_cosine(
         self, query: str, documents: list[str], top_n: int | None, truncate: Truncate
     ) -> Call[Ranking]:
         self._check_gives_vectors("text")
-        try:
-            [asked], _ = self.tokenizer.encode(self.prompts.apply("query", [query]), truncate)
-        except TextTooLong as error:
-            raise InputError(f"the query has {error.n_tokens} tokens; the limit is {error.limit}") from None
-        found, _ = self.tokenizer.encode(self.prompts.apply("document", documents), truncate)
-        tokens = [*found, asked]
-        n_tokens = sum(map(len, tokens))
+        queries = self.prompts.apply("query", [query])
+        with _naming_the_query():
+            [asked], _ = self.tokenizer.encode(queries, truncate)
+        read = self.tokenizer.encode(self.prompts.apply("document", documents), truncate)
+        read = Tokenized([*read.tokens, asked], read.n_cut)
 
         def finish(rows: Rows) -> Ranking:
             unit = normalize(rows)
-            return _ranking(np.clip(unit[:-1] @ unit[-1], -1, 1), top_n, "cosine", n_tokens)
+            return _ranking(np.clip(unit[:-1] @ unit[-1], -1, 1), top_n, "cosine", read)
 
-        return Call(tokens, finish)
+        return Call(read.tokens, finish, owners=[*range(len(documents)), None])
 
     def _windows(
         self, texts: list[str], truncate: Truncate, overlap: int, write: Callable[[Rows], NDArray[Any]]
@@ -392,6 +403,15 @@ class Calls:
             raise InputError(f"model {name!r} has pooling none, so only tokens have vectors: call embed_tokens")
 
 
+@contextlib.contextmanager
+def _naming_the_query() -> Iterator[None]:
+    """Let an error of the one text that is tokenised name the query, not a document."""
+    try:
+        yield
+    except (EmptyInput, InvalidText, TextTooLong) as error:
+        raise InputError(str(error).replace("text 0", "the query", 1)) from None
+
+
 def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:
     try:
         # An array of floats would be rounded without a word.
@@ -407,7 +427,8 @@ def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:
 
 
 def _ranking(
-    scores: NDArray[np.float32], top_n: int | None, method: Literal["cross-encoder", "cosine"], n_tokens: int
+    scores: NDArray[np.float32], top_n: int | None, method: Literal["cross-encoder", "cosine"], read: Tokenized
 ) -> Ranking:
     order = np.argsort(-scores, kind="stable")[:top_n]
-    return Ranking([Ranked(int(i), float(scores[i])) for i in order], method, n_tokens)
+    results = [Ranked(int(i), float(scores[i])) for i in order]
+    return Ranking(results, method, sum(map(len, read.tokens)), read.n_cut)
