@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embellama import EmbeddingEngine, EngineConfig
-from tests.tiny import write_bert
+from tests.tiny import ARCHITECTURES, write_bert
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -55,6 +55,21 @@ def engine(model_path: str) -> Iterator[EmbeddingEngine]:
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A BERT of 100 kB with random weights, whose token "poison" makes vectors that are not numbers."""
     return str(write_bert(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+TinyModel = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Return the path of a tiny model, by its name in `ARCHITECTURES`; written on first use."""
+    folder = tmp_path_factory.mktemp("architectures")
+
+    def path_of(name: str) -> Path:
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else ARCHITECTURES[name].write(path)
+
+    return path_of
 
 
 class Server:

@@ -1,7 +1,7 @@
 """Every architecture, against its definition: what the engine gives is what `tests/forward` computes."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
 from embellama.batch import Batch, Rows
 from embellama.tokenizer import LlamaTokenize
 from embellama.weights import Weights
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TinyModel
 from tests.forward import forward, pooled, score
 from tests.forward.model import Model
 from tests.tiny import ARCHITECTURES, POISON
@@ -26,24 +26,11 @@ NAMES = list(ARCHITECTURES)
 EMBEDDERS = [name for name in NAMES if not ARCHITECTURES[name].reranker]
 RERANKERS = [name for name in NAMES if ARCHITECTURES[name].reranker]
 
-TinyModel = Callable[[str], Path]
 Text = NDArray[np.int32]
 
 # The least cosine of a token vector. llama.cpp rounds keys and values to float16 and takes GELU from a table in
 # float16; measured, that leaves 0.99997 in the worst of these models. Shuffling any one tensor leaves less than 0.9999.
 CLOSE = 0.9999
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    """Return the path of a tiny model, written on first use."""
-    folder = tmp_path_factory.mktemp("architectures")
-
-    def path_of(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        return path if path.exists() else ARCHITECTURES[name].write(path)
-
-    return path_of
 
 
 def load(path: Path, **settings: Any) -> EmbeddingModel:

@@ -131,9 +131,14 @@ def write_qwen3(path: Path) -> Path:
     return file.save()
 
 
-def write_qwen3_reranker(path: Path) -> Path:
-    """Write a Qwen3-Reranker: how likely the next token is "yes", and how likely "no"."""
+def write_qwen3_reranker(path: Path, *, template: str | None = None) -> Path:
+    """Write a Qwen3-Reranker: how likely the next token is "yes", and how likely "no".
+
+    `template` says how query and document become one text, as llama.cpp's converter writes it.
+    """
     file = _start(path, "qwen3", vocabularies.qwen, gguf.PoolingType.RANK)
+    if template is not None:
+        file.writer.add_chat_template([{"name": "rerank", "template": template}])
     _add_llama(file, head_dim=16, n_kv_heads=2, rope_base=1000000.0, head_norms=True)
     file.writer.add_classifier_output_labels(["yes", "no"])
     file.linear("cls.output", 2, file.dim)
