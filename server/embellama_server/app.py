@@ -9,6 +9,7 @@ GET /health      503 until every worker is ready; later, 200 while any is
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from embellama.calls import Call, Calls, Embeddings
-from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
+from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Unavailable
 from embellama_server import api
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
@@ -95,7 +96,9 @@ class _Embeddings:
             response = await self._response(scope, receive, held)
             if response:
                 held.add(sum(map(len, response[2])))
-                await _respond(send, *response)
+                # Cancelled when uvicorn's patience at shutdown is over: the client does not read.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await _respond(send, *response)
 
     async def _response(
         self, scope: Scope, receive: Receive, held: "_Held"
@@ -149,7 +152,8 @@ class _Embeddings:
         if sum(map(len, items)) <= INLINE_CHARACTERS:
             return work()  # type: ignore[no-any-return]
         if server.n_tokenizing >= server.config.queue_size:
-            raise Overloaded(f"{server.n_tokenizing} requests are waiting to be tokenised, the most allowed")
+            reason = f"{server.n_tokenizing} requests are waiting to be tokenised, the most allowed"
+            raise server.dispatcher.overloaded(reason)
         server.n_tokenizing += 1
         try:
             async with asyncio.timeout_at(deadline):
@@ -161,6 +165,8 @@ class _Embeddings:
 
     async def _read(self, scope: Scope, receive: Receive, deadline: float, held: "_Held") -> bytes:
         server = self._server
+        if server.stopping:
+            deadline = 0.0  # what is here already is taken
         try:
             async with asyncio.timeout_at(deadline) as patience:
                 server.reading.add(patience)
@@ -206,7 +212,8 @@ class _Held:
         """Add bytes, or raise `Overloaded` if that is more than may be held at once; a lone request may hold any."""
         total, most = self._server.n_held_bytes, self._server.config.queue_bytes
         if total > self._n_bytes and total + n_bytes > most:
-            raise Overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")
+            reason = f"{total} bytes of requests are held already; {most} are the most allowed"
+            raise self._server.dispatcher.overloaded(reason)
         self.add(n_bytes)
 
     def __enter__(self) -> "_Held":

@@ -127,11 +127,11 @@ class Dispatcher:
         n_ready = max(self.n_ready, 1)
         most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
         if self._scheduler.n_waiting >= most:
-            raise self._overloaded(f"{most} requests are waiting already, the most allowed")
+            raise self.overloaded(f"{most} requests are waiting already, the most allowed")
         try:
             self._scheduler.check_room()
         except Overloaded as error:
-            raise self._overloaded(error.reason) from None
+            raise self.overloaded(error.reason) from None
 
     def submit(self, call: Call[Any], deadline: float) -> "asyncio.Future[Rows]":
         """Compute a call's texts; cancelling the future drops what is still queued.
@@ -155,7 +155,7 @@ class Dispatcher:
         try:
             id = self._scheduler.submit(n_tokens, deadline)
         except Overloaded as error:
-            raise self._overloaded(error.reason) from None
+            raise self.overloaded(error.reason) from None
         request = self._requests[id] = _Request(call, self._dim, self._loop.create_future())
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         self._pump()
@@ -231,7 +231,7 @@ class Dispatcher:
                 min(max(wait - left, 1.0), MAX_RETRY_AFTER_S),
             )
 
-    def _overloaded(self, reason: str) -> Overloaded:
+    def overloaded(self, reason: str) -> Overloaded:
         """Say when to come again: when what is waiting now will have been computed."""
         rate = self._supervisor.rate * max(self.n_ready, 1)
         wait = self._scheduler.waiting_tokens / rate if rate else 1.0
@@ -241,15 +241,18 @@ class Dispatcher:
         logger.error("a text of %d tokens killed workers, and is refused for %.0f s", len(text), CONVICTED_S)
         while len(self._convicted) >= MAX_CONVICTED:
             del self._convicted[next(iter(self._convicted))]
+        self._convicted.pop(text.tobytes(), None)  # so that they stay in order
         self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
 
     def _check_record(self, call: Call[Any]) -> None:
         """Refuse a text that killed workers not long ago."""
+        now = self._loop.time()
+        while self._convicted and next(iter(self._convicted.values())) <= now:
+            del self._convicted[next(iter(self._convicted))]
         if not self._convicted:
             return
         for index, text in enumerate(call.tokens):
-            until = self._convicted.get(text.tobytes())
-            if until is not None and until > self._loop.time():
+            if self._convicted.get(text.tobytes(), now) > now:
                 reason = "worker processes died on it not long ago, so it is not tried again yet"
                 raise call.blame(EmbeddingFailed(index, reason))
 

@@ -8,8 +8,10 @@ Supervisor ── send, stop, kill ──► WorkerProcess ── Channel ══
 
 import asyncio
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from embellama.batch import Batch, Tokens
@@ -27,6 +29,10 @@ class Process(Protocol):
     @property
     def pid(self) -> int | None:
         """Its process id."""
+
+    @property
+    def memory(self) -> int:
+        """Its resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Give it a batch."""
@@ -72,6 +78,14 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.IGNORED)
         self.pid = self._process.pid
         self._channel.open(on_reply, on_close)
+
+    @property
+    def memory(self) -> int:
+        try:
+            n_resident, n_shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
+        except (OSError, ValueError):
+            return 0
+        return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         self._channel.send(id, n_threads, batch)

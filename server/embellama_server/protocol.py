@@ -1,21 +1,32 @@
-"""HTTP/1.1 as uvicorn and httptools read it, with bounds on the head of a request.
+"""HTTP/1.1 as uvicorn and httptools read it, with bounds where a client could otherwise go on for ever.
 
 bytes ── Protocol.data_received ──► httptools ──► the application
+      ◄── transport, flow control ───────────────┘
 
-uvicorn bounds neither how large a head may be nor how long it may take; bodies are the application's to bound.
+uvicorn bounds neither how large a head may be nor how long it may take, nor how long a client may go on sending after
+it was answered, nor how long it may leave its answer unread; bodies are the application's to bound.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 # Ours are a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
 MAX_HEAD_BYTES = 64 * 1024
 
 # A client that has not sent a whole head by then is hung up on. An idle connection has no head yet.
 HEAD_S = 30.0
+
+# A client that was answered before it had sent its whole body may finish that until then. Hung up on at once, it might
+# not see the answer.
+LINGER_S = 30.0
+
+# A client that does not read is hung up on after so long: its answer takes memory that others wait for (queue_bytes).
+# A piece of an answer has some 500 kB.
+UNREAD_S = 30.0
 
 
 class Protocol(HttpToolsProtocol):
@@ -24,10 +35,19 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
-        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self._give_up)
+        self._answering: RequestResponseCycle | None = None
+        self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
+        self._linger_timer = _Timer(self.loop, LINGER_S, transport.close)
+        self._unread_timer = _Timer(self.loop, UNREAD_S, transport.abort)
+        self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        for timer in (self._head_timer, self._linger_timer, self._unread_timer):
+            timer.stop()
+        # uvicorn tells the last request that was sent; the one being answered is an earlier one of a pipeline.
+        if self._answering and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -35,33 +55,70 @@ class Protocol(HttpToolsProtocol):
             self._n_head += len(data)
         super().data_received(data)
         if self._n_head is not None and self._n_head > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse()
+            message = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
+            self._refuse(b"431 Request Header Fields Too Large", message, "headers_too_large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._n_head = self._n_head or 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+        self._head_timer.start()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._n_head is not None:  # else it comes after a chunked body, has no bound, and nobody reads it
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._n_head = None
-        self._stop_timer()
+        self._head_timer.stop()
         super().on_headers_complete()
 
-    def _refuse(self) -> None:
-        message = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "headers_too_large"}
+    def on_message_complete(self) -> None:
+        self._linger_timer.stop()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._linger_timer.start()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer.start()
+
+    def resume_writing(self) -> None:
+        self._unread_timer.stop()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as uvicorn does but in OpenAI's shape."""
+        self._refuse(b"400 Bad Request", msg, "bad_request")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, status: bytes, message: str, code: str) -> None:
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = orjson.dumps({"error": error})
         self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-            b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
+            % (status, len(body), body)
         )
         self.transport.close()
 
-    def _give_up(self) -> None:
-        self.transport.close()
 
-    def _stop_timer(self) -> None:
-        if self._head_timer:
-            self._head_timer.cancel()
-            self._head_timer = None
+class _Timer:
+    """Calls a function after a while, unless stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, function: Callable[[], None]):
+        self._loop, self._seconds, self._function = loop, seconds, function
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start it, or let it run on."""
+        self._handle = self._handle or self._loop.call_later(self._seconds, self._function)
+
+    def stop(self) -> None:
+        if self._handle:
+            self._handle.cancel()
+            self._handle = None

@@ -14,10 +14,8 @@ never used again. Everything runs on the event loop's thread.
 import asyncio
 import functools
 import logging
-import os
 from collections import deque
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -26,7 +24,7 @@ from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import ModelLoadError
 from embellama_server.channel import CANARY, STARTED, Reply
 from embellama_server.config import ServerConfig
-from embellama_server.process import Launch, Process, WorkerProcess
+from embellama_server.process import STOP_S, Launch, Process, WorkerProcess
 
 logger = logging.getLogger("embellama.supervisor")
 
@@ -36,6 +34,9 @@ TICK_S = 0.05
 # Pauses before a worker is started again, by how many before it died without having computed a batch. One that served
 # is replaced at once: whatever ended it, starting again is likely to work.
 RESTART_PAUSE_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+
+# A worker that has to be replaced for its memory later than this was a long time good; sooner, pauses grow.
+LONG_S = 60.0
 
 # More deaths than this within a minute, and none is started for a minute: something is wrong that starting does not
 # mend. Of two workers that are killed from outside every other second, 30 die.
@@ -86,15 +87,19 @@ class _Worker:
 
     def __init__(self, number: int, now: float):
         self.number = number
-        self.state: Literal["starting", "ready", "retired", "stopping"] = "starting"
+        self.state: Literal["starting", "ready", "retired", "stopping", "gone"] = "starting"
         self.started_at = now
         self.heard_at = now  # when it last answered anything
         self.held: deque[tuple[int, Batch, float]] = deque()  # its batches: id, texts, when sent
         self.n_done = 0  # batches
         self.n_fruitless = 0  # processes in its place that died in a row without having computed anything
         self.replaces: _Worker | None = None
+        self.n_replaced = 0  # workers in its place that in a row were replaced soon
+        self.replace_at = now  # not for its memory before then
         self.settled = asyncio.Event()  # it is ready, or gone
-        self.canary_sent = False
+        self.canary_at = now  # when it last was asked for its canary
+        self.canary_sent = False  # and has not answered yet
+        self.stopped_at = 0.0
         self.fault = ""  # why it is being killed
 
 
@@ -114,8 +119,10 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._memory_at = 0.0
-        self._rate = 0.0  # tokens a second of one worker
+        self._s_a_token = 0.0  # of one worker
         self._closing = False
+        self._restarting = asyncio.Lock()
+        self._restart_waits = False
         self.n_restarts = 0
         self.trouble = ""
 
@@ -127,7 +134,7 @@ class Supervisor:
     @property
     def rate(self) -> float:
         """Tokens a second that one worker computes, as measured lately; 0 before anything was."""
-        return self._rate
+        return 1 / self._s_a_token if self._s_a_token else 0.0
 
     @property
     def recovering(self) -> bool:
@@ -159,10 +166,18 @@ class Supervisor:
         receiver.process.send(batch, n_threads, texts)
 
     async def restart_all(self) -> None:
-        """Replace every worker, one after another; each serves until its successor does."""
-        for worker in list(self._workers.values()):
-            if worker.state == "ready" and (successor := self._replace(worker, "all are started again")):
-                await successor.settled.wait()
+        """Replace every worker, one after another; each serves until its successor does.
+
+        Asked again meanwhile, it does so once more at the end, however often it was asked.
+        """
+        if self._restart_waits:
+            return
+        self._restart_waits = True
+        async with self._restarting:
+            self._restart_waits = False
+            for worker in list(self._workers.values()):
+                if worker.state == "ready" and (successor := self._replace(worker, "all are started again")):
+                    await successor.settled.wait()
 
     async def close(self, *, at_once: bool = False) -> None:
         """Stop every worker and wait until none is left; with `at_once`, not even for the batches they are in."""
@@ -188,27 +203,44 @@ class Supervisor:
         return worker
 
     def _replace(self, worker: _Worker, reason: str) -> _Worker | None:
-        """Start a worker's successor; return it unless there is no process to be had."""
+        """Start a worker's successor unless it has one; return it unless there is no process to be had."""
+        if successor := self._successor_of(worker):
+            return successor
         logger.info("worker %d is to be replaced: %s", worker.number, reason)
         try:
-            return self._start(replaces=worker)
+            successor = self._start(replaces=worker)
         except OSError as error:
             logger.error("no process for the successor of worker %d: %s", worker.number, error)
+            self._rest(worker, worker)
             return None
+        self._rest(worker, successor)
+        return successor
+
+    def _rest(self, worker: _Worker, successor: _Worker) -> None:
+        """Have pauses grow between workers that are replaced for their memory soon after they started."""
+        now = self._loop.time()
+        successor.n_replaced = worker.n_replaced + 1 if now - worker.replace_at < LONG_S else 0
+        successor.replace_at = now + RESTART_PAUSE_S[min(successor.n_replaced, len(RESTART_PAUSE_S) - 1)]
+
+    def _successor_of(self, worker: _Worker) -> _Worker | None:
+        return next((other for other in self._workers.values() if other.replaces is worker), None)
 
     def _on_reply(self, worker: _Worker, reply: Reply) -> None:
+        if worker.fault:
+            return  # what it says after its canary was wrong may be wrong too; what it held runs elsewhere
         now = self._loop.time()
         if reply.id in (STARTED, CANARY):
             worker.canary_sent = False
             self._on_canary(worker, reply)
         elif worker.held and worker.held[0][0] == reply.id:
             _, texts, sent_at = worker.held.popleft()
-            rate = len(texts.tokens) / max(now - max(sent_at, worker.heard_at), 1e-4)
-            self._rate += (rate - self._rate) * (0.1 if self._rate else 1)
             worker.n_done += 1
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
+                # Averaged as times, not rates: of two replies read at once, the first took long and the second nothing.
+                s_a_token = max(now - max(sent_at, worker.heard_at), 1e-6) / len(texts.tokens)
+                self._s_a_token += (s_a_token - self._s_a_token) * (0.1 if self._s_a_token else 1)
                 self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
@@ -220,9 +252,11 @@ class Supervisor:
             return
         if self._canary_row is None:
             self._canary_row = reply.rows[0]
-        cosine = float(self._canary_row @ reply.rows[0]) / float(
-            np.linalg.norm(self._canary_row) * np.linalg.norm(reply.rows[0])
-        )
+        first, row = self._canary_row, reply.rows[0]
+        if len(row) != len(first):
+            self._refuse(worker, f"its canary has {len(row)} dimensions, the first worker's {len(first)}")
+            return
+        cosine = float(first @ row) / float(np.linalg.norm(first) * np.linalg.norm(row))
         if not cosine >= CANARY_COSINE:
             self._refuse(worker, f"its canary has cosine {cosine:.5f} to the first worker's")
         elif worker.state == "starting":
@@ -250,6 +284,7 @@ class Supervisor:
 
     def _stop(self, worker: _Worker) -> None:
         worker.state = "stopping"
+        worker.stopped_at = self._loop.time()
         worker.process.stop()
 
     def _kill(self, worker: _Worker, reason: str) -> None:
@@ -258,13 +293,14 @@ class Supervisor:
 
     def _on_close(self, worker: _Worker) -> None:
         del self._workers[worker.number]
+        state, worker.state = worker.state, "gone"
         reason = worker.fault or "its process died"
         self._listener.on_lost(worker.number, reason)
         if self._closing:
             return
         worker.settled.set()
-        successor = next((other for other in self._workers.values() if other.replaces is worker), None)
-        if worker.state == "stopping" or successor:
+        successor = self._successor_of(worker)
+        if state in ("retired", "stopping") or successor:
             if successor:
                 successor.replaces = None
             self._keep(worker.process.end())
@@ -280,10 +316,13 @@ class Supervisor:
             pause = 60.0
             self.trouble = f"{len(self._deaths)} workers died within a minute, the last because {reason}"
             logger.error("%s; none is started for a minute", self.trouble)
-        if worker.state == "starting" and worker.replaces and worker.replaces.state == "ready":
+        if n_fruitless > 1 and not self.trouble:
+            self.trouble = f"{n_fruitless} workers in a row died before they computed anything, the last: {reason}"
+        if state == "starting" and worker.replaces and worker.replaces.state == "ready":
             logger.error(
                 "worker %d, a successor, is gone: %s; worker %d goes on", worker.number, reason, worker.replaces.number
             )
+            self._rest(worker.replaces, worker.replaces)
             self._keep(worker.process.end())
             return
         logger.error("worker %d is gone: %s; starting another in %.1f s", worker.number, reason, pause)
@@ -314,43 +353,39 @@ class Supervisor:
             self._check(worker, now)
         if self._config.max_worker_memory and now - self._memory_at >= MEMORY_S:
             self._memory_at = now
-            self._check_memory()
+            self._check_memory(now)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _check(self, worker: _Worker, now: float) -> None:
-        """Kill a worker that hangs; have an idle one compute its canary."""
+        """Kill a worker that hangs; have one compute its canary again, however busy it is."""
         if worker.fault:
             return
         if worker.state == "starting":
             if now - worker.started_at > START_S:
                 self._kill(worker, f"it has not loaded within {START_S:.0f} s")
             return
+        if worker.state == "stopping":
+            if now - worker.stopped_at > STOP_S:
+                self._kill(worker, f"it has not stopped within {STOP_S:.0f} s")
+            return
+        if worker.state == "ready" and not worker.canary_sent and now - worker.canary_at > CANARY_S:
+            worker.canary_sent, worker.canary_at = True, now
+            worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
         if worker.held:
             _, texts, sent_at = worker.held[0]
-            patience = len(texts.tokens) * (PATIENCE / self._rate if self._rate else UNKNOWN_S_A_TOKEN)
+            patience = len(texts.tokens) * (PATIENCE * self._s_a_token if self._s_a_token else UNKNOWN_S_A_TOKEN)
         elif worker.canary_sent:
-            sent_at, patience = worker.heard_at + CANARY_S, 0.0
+            sent_at, patience = worker.canary_at, 0.0
         else:
-            if worker.state == "ready" and now - worker.heard_at > CANARY_S:
-                worker.canary_sent = True
-                worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
             return
         patience += self._config.worker_timeout_ms / 1000
         if now - max(sent_at, worker.heard_at) > patience:
             self._kill(worker, f"it has not answered within {patience:.1f} s")
 
-    def _check_memory(self) -> None:
-        replaced = [worker.replaces for worker in self._workers.values()]
+    def _check_memory(self, now: float) -> None:
         for worker in list(self._workers.values()):
-            used = _memory_of(worker.process.pid)
-            if worker.state == "ready" and worker not in replaced and used > self._config.max_worker_memory:
+            if worker.state != "ready" or now < worker.replace_at or self._successor_of(worker):
+                continue
+            used = worker.process.memory
+            if used > self._config.max_worker_memory:
                 self._replace(worker, f"it uses {used} bytes; max_worker_memory is {self._config.max_worker_memory}")
-
-
-def _memory_of(pid: int | None) -> int:
-    """Return a process's resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
-    try:
-        n_resident, n_shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
-    except (OSError, ValueError):
-        return 0
-    return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")

@@ -4,7 +4,7 @@
                                                 ▲
    the canary's row, once loaded ───────────────┘
 
-The front rules its life. Signals from a terminal or a service manager reach the whole group, so a worker ignores
+The front rules its life. Signals from a terminal or a service manager may reach the whole group, so a worker ignores
 them and goes when told to; if the front is killed, a thread sees that at once and ends the process.
 """
 
@@ -30,7 +30,7 @@ NICENESS = 5
 HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
 # Signals of a terminal or a service manager; blocked until `run` ignores them.
-IGNORED = (signal.SIGINT, signal.SIGTERM)
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
