@@ -14,6 +14,7 @@ Safe to use from several threads at once: neither way keeps state between calls.
 
 import bisect
 import ctypes
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -208,6 +209,9 @@ class LlamaTokenize:
 
     def __init__(self, weights: Weights):
         self._vocab = weights.vocab
+        # Unigram vocabularies drop spaces and join unknown characters.
+        kinds = (c_api.LLAMA_VOCAB_TYPE_BPE, c_api.LLAMA_VOCAB_TYPE_SPM)
+        self._keeps_bytes = c_api.llama_vocab_type(self._vocab) in kinds
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
         return map(self.one, texts)
@@ -224,20 +228,56 @@ class LlamaTokenize:
         return tokens[:n].copy()
 
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        # llama.cpp does not tell where a token comes from, and vocabularies rewrite text. But where a text is cut
-        # between two tokens, what is before the cut has the tokens it has in the whole text.
+        # llama.cpp does not tell where a token comes from.
         ids = self.one(text)
+        ends = self._ends(text, ids) if self._keeps_bytes else None
+        if ends is None:
+            yield from self._within_by_heads(text, ids, spans)
+            return
+        starts = [0, *ends]
+        for start, end in spans:
+            first, last = (len(text[:place].encode()) for place in (start, end))
+            yield bisect.bisect_right(ends, first) if start else 0, bisect.bisect_left(starts, last, hi=len(ends))
 
+    def _ends(self, text: str, ids: Tokens) -> list[int] | None:
+        """Return where in the text's bytes each token ends; None if tokens are not just the text's bytes."""
+        pieces = {token: self._piece(token) for token in set(ids.tolist())}
+        ends = list(itertools.accumulate(len(pieces[token]) for token in ids.tolist()))
+        data, joined = text.encode(), b"".join(pieces[token] for token in ids.tolist())
+        n_added = len(joined) - len(data)
+        if n_added not in (0, 1) or joined != b" " * n_added + data:  # SentencePiece may begin with a space of its own
+            return None
+        return [end - n_added for end in ends]
+
+    def _within_by_heads(self, text: str, ids: Tokens, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        # Where a text is cut between two tokens, what is before the cut has the tokens it has in the whole text.
         def n_before(place: int, step: int) -> int:
             while 0 < place < len(text):
                 head = self.one(text[:place])
                 if np.array_equal(head, ids[: len(head)]):
-                    return len(head)
+                    return len(head) - (step < 0 and self._goes_on(head, text, place))
                 place += step  # inside a token: out of it
             return 0 if place <= 0 else len(ids)
 
         for start, end in spans:
             yield n_before(start, -1), n_before(end, +1)
+
+    def _goes_on(self, head: Tokens, text: str, place: int) -> bool:
+        """Tell whether the last token before `place` is for unknown characters, of which the next is one more."""
+        if not len(head) or not c_api.llama_vocab_get_attr(self._vocab, head[-1]) & c_api.LLAMA_TOKEN_ATTR_UNKNOWN:
+            return False
+        # A space adds no token either, but is none alone.
+        no_more, alone = self.one(text[: place + 1]), self.one(text[place])
+        return np.array_equal(no_more, head) and np.array_equal(alone[-1:], head[-1:])
+
+    def _piece(self, token: int) -> bytes:
+        """Return what a token stands for, special ones as they are written."""
+        data = ctypes.create_string_buffer(64)
+        n = c_api.llama_token_to_piece(self._vocab, token, data, len(data), 0, True)
+        if n < 0:  # -n is the room it wanted
+            data = ctypes.create_string_buffer(-n)
+            n = c_api.llama_token_to_piece(self._vocab, token, data, len(data), 0, True)
+        return data.raw[:n]
 
     def _fill(self, tokens: Tokens, data: bytes, add_special: bool) -> int:
         pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
