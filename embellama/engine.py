@@ -35,10 +35,18 @@ from embellama.calls import (
     VectorOptions,
 )
 from embellama.config import EngineConfig
-from embellama.errors import ConfigError, EmbellamaError, InputError, InvalidOption, ModelNotFound, Unavailable
+from embellama.errors import (
+    ConfigError,
+    EmbellamaError,
+    InputError,
+    InvalidOption,
+    ModelError,
+    ModelNotFound,
+    Unavailable,
+)
 from embellama.header import Header
 from embellama.info import ModelInfo
-from embellama.pool import Pool, Progress, Unloading
+from embellama.pool import Pool, Progress, Unloading, check_may_wait
 from embellama.tokenizer import Tokenized, Truncate
 
 logger = logging.getLogger("embellama.engine")
@@ -73,6 +81,8 @@ class EmbeddingEngine:
         self._lock = threading.Lock()  # held while models come and go, not while they are used
         self._clock = itertools.count(1)
         self._closed = False
+        if max_model_bytes is not None and not (isinstance(max_model_bytes, int) and max_model_bytes > 0):
+            raise ConfigError(f"max_model_bytes is {max_model_bytes!r}; it must be a number of bytes, or None")
         self._max_model_bytes = max_model_bytes
         self._default: str | None = None
         if config is not None:
@@ -86,7 +96,7 @@ class EmbeddingEngine:
     @property
     def default_model(self) -> str | None:
         """The model that None stands for: the one last set here, or the first that was loaded."""
-        return self._default or next(iter(self._models), None)
+        return self._default or next(iter(self.models), None)
 
     @default_model.setter
     def default_model(self, name: str) -> None:
@@ -102,7 +112,8 @@ class EmbeddingEngine:
         """
         if not isinstance(config, EngineConfig):
             raise ConfigError(f"config is {config!r}, not an EngineConfig: EngineConfig(model_path=…) makes one")
-        config = config.checked()
+        check_may_wait()
+        config = _anchored(config.checked())
         with self._lock:
             if self._closed:
                 raise Unavailable("the engine is closed")
@@ -118,6 +129,7 @@ class EmbeddingEngine:
         Raises:
             ModelNotFound: No model of that name is known.
         """
+        check_may_wait()
         with self._lock:
             gone = self._model(model)
             del self._models[gone.config.model_name]
@@ -129,14 +141,19 @@ class EmbeddingEngine:
     def reload_model(self, model: str) -> None:
         """Load a model's file again, which may have changed; calls go on with the old one until the new one is there.
 
+        A new file must be put in place by renaming it. Weights are mapped, so whoever writes into the file of a loaded
+        model changes its vectors, and whoever cuts it can end the process.
+
         Raises:
             ModelNotFound: No model of that name is known.
+            ConfigError: The new file alone is larger than `max_model_bytes`; the old model stays.
             ModelLoadError: The file cannot be loaded; the old model stays.
         """
+        check_may_wait()
         with self._lock:
             known = self._model(model)
             old = known.pool
-            known.load()
+            self._load(known)
         if old:
             old.close()
 
@@ -161,10 +178,11 @@ class EmbeddingEngine:
         Args:
             model: Which model.
             texts: What to embed.
-            progress: Called with the number of texts done and of all, from one of the model's threads.
+            progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
+                the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `VectorOptions`.
         """
-        return self._run(model, lambda calls: calls.encode(texts, **options), progress)
+        return self._run(model, _encoding(texts, options), progress)
 
     async def aencode(
         self,
@@ -175,7 +193,7 @@ class EmbeddingEngine:
         **options: Unpack[VectorOptions],
     ) -> Embeddings:
         """As `encode`, for asyncio. Cancelling drops what is still queued."""
-        return await self._arun(model, lambda calls: calls.encode(texts, **options), progress)
+        return await self._arun(model, _encoding(texts, options), progress)
 
     def embed(self, model: str | None, text: str, **options: Unpack[VectorOptions]) -> Vector:
         """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""
@@ -198,7 +216,8 @@ class EmbeddingEngine:
         Args:
             model: Which model.
             texts: What to embed.
-            progress: Called with the number of texts done and of all, from one of the model's threads.
+            progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
+                the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `VectorOptions`.
 
         Returns:
@@ -300,7 +319,8 @@ class EmbeddingEngine:
             top_n: Return so many at most; None for all.
             truncate: See `TextOptions`; for a reranker, it is documents that are cut.
         """
-        return self._run(model, lambda calls: calls.rerank(query, documents, top_n=top_n, truncate=truncate))
+        read = _once(documents)
+        return self._run(model, lambda calls: calls.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     async def arerank(
         self,
@@ -312,14 +332,16 @@ class EmbeddingEngine:
         truncate: Truncate = "none",
     ) -> Ranking:
         """As `rerank`, for asyncio."""
-        return await self._arun(model, lambda calls: calls.rerank(query, documents, top_n=top_n, truncate=truncate))
+        read = _once(documents)
+        return await self._arun(model, lambda calls: calls.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
         """Return texts' token ids, special ones included, as `encode` would compute them without a prompt."""
-        return self._pool(self._model(model)).calls.tokenizer.encode(texts, truncate)
+        return self._pool(model).calls.tokenizer.encode(texts, truncate)
 
     def close(self) -> None:
         """Answer what was asked, then free every model. Calling it again does nothing."""
+        check_may_wait()
         with self._lock:
             self._closed = True
             models = list(self._models.values())
@@ -360,22 +382,35 @@ class EmbeddingEngine:
         return call.finish(rows)
 
     async def _arun(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
-        call, future = await asyncio.to_thread(self._submit, model, ask, progress)
-        return call.finish(await asyncio.wrap_future(future))
+        given_up = threading.Event()
+        submitted: list[Future[Rows]] = []
+
+        def submit() -> tuple[Call[Answer], Future[Rows]]:
+            call, future = self._submit(model, ask, progress)
+            submitted.append(future)
+            if given_up.is_set():  # nobody saw the future in time to cancel it
+                future.cancel()
+            return call, future
+
+        try:
+            # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
+            call, future = await asyncio.to_thread(submit)
+            return call.finish(await asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            given_up.set()
+            for future in submitted:
+                future.cancel()
+            raise
 
     def _submit(
         self, model: str | None, ask: Ask[Answer], progress: Progress | None
     ) -> tuple[Call[Answer], "Future[Rows]"]:
-        known = self._model(model)
         while True:
-            pool = self._pool(known)
+            pool = self._pool(model)
             call = ask(pool.calls)
-            try:
+            # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
+            with contextlib.suppress(Unloading):
                 return call, pool.submit(call, progress)
-            except Unloading:
-                if self._models.get(known.config.model_name) is not known:
-                    raise  # not to make room: it is gone
 
     def _ahead(
         self, model: str | None, texts: Iterable[str], n_ahead: int, options: VectorOptions
@@ -385,20 +420,22 @@ class EmbeddingEngine:
             raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
         if n_ahead < 1:
             raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
+        # Several slices, so that some are at work while one is taken out.
+        n_slices = min(N_SLICES, n_ahead)
         at_work: deque[tuple[int, Call[Embeddings], Future[Rows]]] = deque()
         stream, start = iter(texts), 0
         try:
             while True:
-                # Several slices, so that some are at work while one is taken out.
-                while len(at_work) < N_SLICES and (part := list(itertools.islice(stream, -(-n_ahead // N_SLICES)))):
+                while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
                     with _counted_from(start):
-                        call, future = self._submit(model, functools.partial(_encode, part, options), None)
+                        call, future = self._submit(model, _encoding(part, options), None)
                     at_work.append((start, call, future))
                     start += len(part)
                 if not at_work:
                     return
-                first, call, future = at_work.popleft()
+                first, call, future = at_work[0]
                 yield first, functools.partial(_finished, call, future)
+                at_work.popleft()
         finally:
             for _, _, future in at_work:
                 future.cancel()
@@ -413,18 +450,19 @@ class EmbeddingEngine:
         model.used = next(self._clock)
         return model
 
-    def _pool(self, model: "_Model") -> Pool:
+    def _pool(self, name: str | None) -> Pool:
+        check_may_wait()
+        model = self._model(name)
         pool = model.pool
+        model.notice_change()
         if pool is None:
             with self._lock:
-                if self._closed:
-                    raise Unavailable("the engine is closed")
+                model = self._model(name)  # it may have gone meanwhile
                 pool = model.pool or self._load(model)
-        model.notice_change()
         return pool
 
     def _load(self, model: "_Model") -> Pool:
-        """Load a model, after unloading others if there is no room. The lock is held."""
+        """Load a model, or load it again, after unloading others if there is no room. The lock is held."""
         if self._max_model_bytes is not None:
             n_bytes = Header(model.config.model_path).n_bytes
             if n_bytes > self._max_model_bytes:
@@ -432,9 +470,10 @@ class EmbeddingEngine:
                     f"max_model_bytes is {self._max_model_bytes}, but model {model.config.model_name!r} alone has "
                     f"{n_bytes} bytes"
                 )
-            loaded = sorted((m for m in self._models.values() if m.pool), key=lambda m: m.used)
-            while sum(m.info.n_bytes for m in loaded) + n_bytes > self._max_model_bytes:
-                loaded.pop(0).unload()
+            others = [m for m in self._models.values() if m.pool and m is not model]
+            others.sort(key=lambda m: m.used)
+            while sum(m.info.n_bytes for m in others) + n_bytes > self._max_model_bytes:
+                others.pop(0).unload()
         return model.load()
 
 
@@ -452,6 +491,7 @@ class _Model:
         self._info: ModelInfo | None = None
         self._stamp: tuple[int, ...] = ()
         self._told = False
+        self._telling = threading.Lock()
 
     @property
     def info(self) -> ModelInfo:
@@ -473,17 +513,25 @@ class _Model:
             pool.close()
 
     def notice_change(self) -> None:
-        """Say once that the file is no longer the one that was loaded."""
-        if not self._told and self._changed():
-            self._told = True
-            logger.warning(
-                "%s has changed since model %r was loaded from it; reload_model loads the new file",
-                self.config.model_path,
-                self.config.model_name,
-            )
+        """Say once that the file is no longer the one that was loaded.
+
+        Raises:
+            ModelError: The file was cut, so that reading the weights would end the process (SIGBUS).
+        """
+        if not self._changed():
+            return
+        path, name = self.config.model_path, self.config.model_name
+        with self._telling:
+            told, self._told = self._told, True
+        if not told:
+            how = "reload_model loads the new file" if self.pool else "the new file is loaded now"
+            logger.warning("%s has changed since model %r was loaded from it; %s", path, name, how)
+        file = self._file()
+        if self.pool and file[:2] == self._stamp[:2] and file[2] < self._stamp[2]:
+            raise ModelError(f"{path} was cut while model {name!r} was loaded from it; mend it and call reload_model")
 
     def _changed(self) -> bool:
-        return self.pool is not None and self._file() != self._stamp
+        return self._file() != self._stamp
 
     def _file(self) -> tuple[int, ...]:
         """Tell one state of the file from another; () when there is none."""
@@ -494,8 +542,20 @@ class _Model:
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _encode(texts: list[str], options: VectorOptions, calls: Calls) -> Call[Embeddings]:
-    return calls.encode(texts, **options)
+def _anchored(config: EngineConfig) -> EngineConfig:
+    """Make its paths absolute: the files may be loaded again when the process is in another directory."""
+    prompts_file = config.prompts_file and os.path.abspath(config.prompts_file)
+    return msgspec.structs.replace(config, model_path=os.path.abspath(config.model_path), prompts_file=prompts_file)
+
+
+def _once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
+    """Read an iterable once, however often the call is made: its model may be unloaded before it is submitted."""
+    return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
+
+
+def _encoding(texts: Iterable[str], options: VectorOptions) -> Ask[Embeddings]:
+    read = _once(texts)
+    return lambda calls: calls.encode(read(), **options)
 
 
 def _finished(call: Call[Embeddings], future: "Future[Rows]") -> Embeddings:

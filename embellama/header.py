@@ -7,6 +7,7 @@ Read by ggml's own functions (`gguf.h`), which refuse a malformed file where loa
 
 import ctypes
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def _string(function: str, *arguments: Any) -> str:
 def _check_magic(path: Path) -> None:
     """Say what is wrong with `path` in words; llama.cpp's own are about offsets and pointers."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelLoadError(str(path), "it is not a file")  # opening a pipe would wait for its other end
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

@@ -24,15 +24,23 @@ import numpy as np
 from embellama.batch import Batch, Rows, Tokens
 from embellama.calls import Call, Calls, Gathering
 from embellama.config import EngineConfig
-from embellama.errors import EmbeddingFailed, Unavailable
+from embellama.errors import EmbeddingFailed, InputError, Unavailable
 from embellama.model import EmbeddingModel
 from embellama.scheduler import Assignment, Limits, Scheduler
 from embellama.weights import Weights
 
 logger = logging.getLogger("embellama.pool")
 
+_thread = threading.local()  # has `serves` on the threads of models
+
 # Called with the texts done so far and all of them.
 Progress = Callable[[int, int], None]
+
+
+def check_may_wait() -> None:
+    """Raise `InputError` on a model's own thread, which would wait for itself."""
+    if hasattr(_thread, "serves"):
+        raise InputError("a progress callback cannot use the engine: it runs on a thread that the engine waits for")
 
 
 class Unloading(Unavailable):
@@ -65,12 +73,14 @@ class Pool:
             for worker, future in enumerate(started)
         ]
         atexit.register(self._abandon)
-        for thread in self._threads:
-            thread.start()
-        errors = [error for future in started if (error := future.exception())]
-        if errors:
-            self.close()
-            raise errors[0]
+        try:
+            for thread in self._threads:
+                thread.start()
+            for future in started:
+                future.result()
+        except BaseException:  # also when interrupted, or when the system has no more threads to give
+            self._stop()
+            raise
 
     def submit(self, call: Call[Any], progress: Progress | None = None) -> "Future[Rows]":
         """Compute a call's texts; cancelling the future drops what is still queued.
@@ -80,7 +90,7 @@ class Pool:
 
         Raises:
             Unloading: The model is being unloaded.
-            Unavailable: This process is a fork of the one that loaded the model.
+            Unavailable: Python is ending, or this process is a fork of the one that loaded the model.
         """
         if os.getpid() != self._pid:
             name = self._config.model_name
@@ -90,6 +100,8 @@ class Pool:
             request.future.set_result(request.gathering.rows)
             return request.future
         with self._changed:
+            if self._abandoned:
+                raise Unavailable("Python is ending, and the models' threads have stopped")
             if self._closing:
                 raise Unloading(f"model {self._config.model_name!r} is being unloaded")
             id = self._scheduler.submit([len(t) for t in call.tokens])
@@ -100,6 +112,8 @@ class Pool:
 
     def close(self) -> None:
         """Wait for every answer, then stop the threads. The weights go with the last user of this pool."""
+        if os.getpid() != self._pid:
+            return  # a fork has none of the threads
         with self._changed:
             self._closing = True
             self._changed.wait_for(lambda: not self._requests)
@@ -118,7 +132,8 @@ class Pool:
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
 
     def _cancel(self, id: int) -> None:
         with self._changed:
@@ -136,6 +151,7 @@ class Pool:
             self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
 
     def _run(self, worker: int, started: "Future[None]") -> None:
+        _thread.serves = self._config.model_name
         try:
             model = EmbeddingModel(self._config, self.weights)
         except BaseException as error:
@@ -146,8 +162,8 @@ class Pool:
                 self._scheduler.worker_ready(worker)
             started.set_result(None)
             while task := self._inboxes[worker].get():
-                batch = Batch.join(task.tokens, task.per_token)
                 try:
+                    batch = Batch.join(task.tokens, task.per_token)
                     rows = model.encode(batch, task.assignment.n_threads)
                 except Exception as error:  # whatever it is, it must reach the caller
                     self._fail(task.assignment, error)
@@ -194,11 +210,16 @@ class _Request:
         self.gathering = Gathering(call, dim)
         self.future: Future[Rows] = Future()
         self._progress = progress
+        self._telling = threading.Lock()  # one call at a time, and none after the last
+        self._n_told = 0
 
     def tell(self) -> None:
-        if self._progress:
-            try:
-                self._progress(self.gathering.n_done, len(self.gathering.call.tokens))
-            except Exception:
-                logger.exception("a progress callback failed; it is not called again")
-                self._progress = None
+        n_done = self.gathering.n_done
+        with self._telling:
+            if self._progress and self._n_told < n_done:
+                self._n_told = n_done
+                try:
+                    self._progress(n_done, len(self.gathering.call.tokens))
+                except BaseException:  # even SystemExit: it would end the thread, and nobody would be answered
+                    logger.exception("a progress callback failed; it is not called again")
+                    self._progress = None
