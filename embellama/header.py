@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from embellama.errors import ModelLoadError
-from embellama.llama import ggml, last_error
+from embellama.llama import ggml, last_error, libggml
 
 _GETTERS = {  # enum gguf_type (gguf.h); strings are 8, arrays 9
     0: ("gguf_get_val_u8", ctypes.c_uint8),
@@ -36,8 +36,11 @@ class Header:
     Attributes:
         path: The file.
         values: Metadata by key: `str`, `int`, `float` or `bool`; of an array its length.
+        arrays: Keys of the metadata that are arrays.
         tensors: Tensor names with their types, such as ``"bf16"``.
+        n_values: Tensor names with how many numbers they hold.
         n_bytes: Size of all tensors.
+        repeated_token: A token that is in the vocabulary twice, or None.
     """
 
     def __init__(self, path: str):
@@ -54,13 +57,25 @@ class Header:
             raise ModelLoadError(path, f"its header is damaged: {last_error() or 'ggml does not say how'}")
         file = ctypes.c_void_p(pointer)
         try:
-            self.values = dict(_value(file, i) for i in range(ggml("gguf_get_n_kv", ctypes.c_int64, file)))
+            self.values: dict[str, Any] = {}
+            self.arrays: set[str] = set()
+            for i in map(ctypes.c_int64, range(ggml("gguf_get_n_kv", ctypes.c_int64, file))):
+                key = _string("gguf_get_key", file, i)
+                self.values[key] = _value(file, i)
+                if ggml("gguf_get_kv_type", ctypes.c_int, file, i) == _ARRAY:
+                    self.arrays.add(key)
             self.tensors: dict[str, str] = {}
+            self.n_values: dict[str, int] = {}
             self.n_bytes = 0
             for i in map(ctypes.c_int64, range(ggml("gguf_get_n_tensors", ctypes.c_int64, file))):
+                name = _string("gguf_get_tensor_name", file, i)
                 type = ggml("gguf_get_tensor_type", ctypes.c_int, file, i)
-                self.tensors[_string("gguf_get_tensor_name", file, i)] = _string("ggml_type_name", type)
-                self.n_bytes += ggml("gguf_get_tensor_size", ctypes.c_size_t, file, i)
+                n_bytes = ggml("gguf_get_tensor_size", ctypes.c_size_t, file, i)
+                n_blocks = n_bytes // ggml("ggml_type_size", ctypes.c_size_t, type)
+                self.tensors[name] = _string("ggml_type_name", type)
+                self.n_values[name] = n_blocks * ggml("ggml_blck_size", ctypes.c_int64, type)
+                self.n_bytes += n_bytes
+            self.repeated_token = _repeated(file, "tokenizer.ggml.tokens")
         finally:
             ggml("gguf_free", None, file)
 
@@ -72,6 +87,12 @@ class Header:
     def get(self, key: str, default: Any = None) -> Any:
         """Return the architecture's own `key`, such as ``context_length``, or `default`."""
         return self.values.get(f"{self.architecture}.{key}", default)
+
+    def count(self, key: str, default: int | None = None) -> int | None:
+        """Return the architecture's own `key`, `default` if it is missing, or None if it is not one whole number."""
+        value = self.get(key, default)
+        own = f"{self.architecture}.{key}"
+        return value if isinstance(value, int) and own not in self.arrays else None
 
     @property
     def quantization(self) -> str:
@@ -85,15 +106,31 @@ class _InitParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-def _value(file: ctypes.c_void_p, i: int) -> tuple[str, Any]:
-    index = ctypes.c_int64(i)
-    key = _string("gguf_get_key", file, index)
+def _value(file: ctypes.c_void_p, index: ctypes.c_int64) -> Any:
     type = ggml("gguf_get_kv_type", ctypes.c_int, file, index)
     if type == _STRING:
-        return key, _string("gguf_get_val_str", file, index)
+        return _string("gguf_get_val_str", file, index)
     if type == _ARRAY:
-        return key, ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)
-    return key, ggml(_GETTERS[type][0], _GETTERS[type][1], file, index)
+        return ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)
+    return ggml(_GETTERS[type][0], _GETTERS[type][1], file, index)
+
+
+def _repeated(file: ctypes.c_void_p, key: str) -> str | None:
+    """Return a string that an array has twice; llama.cpp asserts that a vocabulary has none."""
+    index = ctypes.c_int64(ggml("gguf_find_key", ctypes.c_int64, file, key.encode()))
+    if index.value < 0 or ggml("gguf_get_kv_type", ctypes.c_int, file, index) != _ARRAY:
+        return None
+    if ggml("gguf_get_arr_type", ctypes.c_int, file, index) != _STRING:
+        return None
+    get = libggml["gguf_get_arr_str"]  # not by `ggml`, which would take a second for a large vocabulary
+    get.restype, get.argtypes = ctypes.c_char_p, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t)
+    seen: set[bytes] = set()
+    for i in range(ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)):
+        text: bytes = get(file, index, i)
+        if text and text in seen:  # llama.cpp names empty ones itself
+            return text.decode("utf-8", "replace")
+        seen.add(text)
+    return None
 
 
 def _string(function: str, *arguments: Any) -> str:

@@ -39,7 +39,7 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     logger.debug("%s", line)
 
 
-__all__ = ["c_api", "ggml", "last_error"]
+__all__ = ["c_api", "ggml", "last_error", "libggml"]
 
 c_api.llama_log_set(_log, ctypes.c_void_p(0))
 c_api.llama_backend_init()

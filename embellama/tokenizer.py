@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
-from embellama.errors import ConfigError, EmptyInput, InputError, InvalidOption, InvalidText, InvalidToken, TextTooLong
+from embellama.errors import (
+    ConfigError,
+    EmptyInput,
+    InputError,
+    InvalidOption,
+    InvalidText,
+    InvalidToken,
+    ModelLoadError,
+    TextTooLong,
+)
 from embellama.llama import c_api
 from embellama.weights import Weights
 
@@ -294,7 +303,10 @@ class WordPiece:
 
     def __init__(self, weights: Weights):
         vocab, values = weights.vocab, weights.header.values
-        stored = [c_api.llama_vocab_get_text(vocab, i).decode() for i in range(c_api.llama_vocab_n_tokens(vocab))]
+        try:
+            stored = [c_api.llama_vocab_get_text(vocab, i).decode() for i in range(c_api.llama_vocab_n_tokens(vocab))]
+        except UnicodeDecodeError as error:
+            raise ModelLoadError(weights.path, f"its vocabulary is not UTF-8: {error}") from None
         pieces = [_piece(text) for text in stored]
         special = c_api.LLAMA_TOKEN_ATTR_CONTROL | c_api.LLAMA_TOKEN_ATTR_UNKNOWN | c_api.LLAMA_TOKEN_ATTR_USER_DEFINED
         added = [piece for i, piece in enumerate(pieces) if c_api.llama_vocab_get_attr(vocab, i) & special]

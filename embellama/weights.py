@@ -18,6 +18,7 @@ from embellama.errors import ConfigError, ModelLoadError
 from embellama.header import Header
 from embellama.llama import c_api, last_error
 from embellama.pooling import Pooling
+from embellama.soundness import check_header, check_vocabulary
 
 # enum llama_pooling_type (llama.h), as a GGUF's `{architecture}.pooling_type`.
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
@@ -51,12 +52,13 @@ class Weights:
         check_gpu(config.n_gpu_layers)
         self.header = Header(self.path)
         self.pooling = pooling_of(self.header, config.pooling)
-        self.n_ctx_train: int = self.header.get("context_length", 0)
-        self.dim: int = self.header.get("embedding_length_out") or self.header.get("embedding_length", 0)
+        self.n_ctx_train: int = self.header.count("context_length") or 0
+        self.dim: int = self.header.count("embedding_length_out") or self.header.count("embedding_length") or 0
         if not self.n_ctx_train or not self.dim:
             raise ModelLoadError(self.path, "it does not say its context length or embedding length")
         if self.pooling == "rank":
             self.dim = self.header.get("classifier.output_labels", 1)
+        check_header(self.header)
 
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -74,6 +76,7 @@ class Weights:
         self.vocab: Any = c_api.llama_model_get_vocab(model)
         if c_api.llama_vocab_type(self.vocab) == c_api.LLAMA_VOCAB_TYPE_NONE:
             raise ModelLoadError(self.path, "it has no vocabulary")
+        check_vocabulary(self.header, self.vocab)
         self.encoder = bool(c_api.llama_model_has_encoder(model))
         # llama.cpp's converter leaves it out for llama-embed, which reads both ways.
         self.causal: bool = self.header.get("attention.causal", self.header.architecture != "llama-embed")
@@ -85,17 +88,20 @@ def pooling_of(header: Header, wanted: str) -> Pooling:
     Raises:
         ModelLoadError: The file does not say, or has no head to rank with.
     """
-    stored = header.get("pooling_type")
-    if wanted == "auto" and stored is None:
+    stored = header.count("pooling_type")
+    if wanted != "auto":
+        pooling: Pooling = wanted  # type: ignore[assignment]
+    elif stored is None:
         chat = "; it has a chat template, so it may be no embedding model" if is_chat_model(header) else ""
         raise ModelLoadError(
             header.path,
             "it names no pooling type, so how a text becomes one vector is not known; set pooling (mean, cls, last) "
             f"to what its authors say{chat}",
         )
-    if wanted == "auto" and not 0 <= stored < len(_POOLINGS):
+    elif not 0 <= stored < len(_POOLINGS):
         raise ModelLoadError(header.path, f"its pooling type is {stored}; 0 to {len(_POOLINGS) - 1} are known")
-    pooling: Pooling = _POOLINGS[stored] if wanted == "auto" else wanted  # type: ignore[assignment]
+    else:
+        pooling = _POOLINGS[stored]
     if pooling == "rank" and not has_head(header):
         raise ModelLoadError(header.path, "pooling is rank, but it has no classification head (cls tensors)")
     return pooling
