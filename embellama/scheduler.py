@@ -243,18 +243,22 @@ class Scheduler:
         Its texts run again one by one, to find the one at fault: its request fails.
         """
         failed = self._hands.get(worker, {}).pop(batch, None)
-        return self._run_again(failed, n_deaths=2) if failed else []
+        # No worker died, so one that is killed next is no proof against the text it is at.
+        return self._run_alone(failed, n_deaths=0) if failed else []
 
-    def worker_lost(self, worker: int) -> list[Failure]:
+    def worker_lost(self, worker: int, *, suspect: bool = True) -> list[Failure]:
         """Take a worker out of service. What it held runs again on another.
 
-        Its running batch is under suspicion. When a batch has lost two workers its texts run one by one, and the
-        request of a text that loses another one alone fails.
+        Its running batch is under suspicion, unless `suspect` is off: something else ended it. When a batch has lost
+        two workers its texts run one by one, and the request of a text that loses another one alone fails.
         """
         self._retired.discard(worker)
         held = list(self._hands.pop(worker, {}).values())
-        failures = self._run_again(held[0], n_deaths=held[0].deaths + 1) if held else []
-        self._again.extend(held[1:])
+        failures: list[Failure] = []
+        if held and suspect:
+            running = held.pop(0)
+            failures = self._run_again(running, n_deaths=running.deaths + 1)
+        self._again.extend(held)
         return failures
 
     def retire(self, worker: int) -> None:
@@ -266,17 +270,25 @@ class Scheduler:
         return self._limits.max_batch_tokens // 4
 
     def _run_again(self, batch: _Batch, n_deaths: int) -> list[Failure]:
-        texts = [text for text in batch.texts if text.request in self._requests]
         if n_deaths < 2:
-            self._again.append(_Batch(texts, n_deaths, batch.n_tokens))
-        elif len(texts) > 1:
+            self._again.append(_Batch(batch.texts, n_deaths, batch.n_tokens))
+            return []
+        # One more death, and a text is convicted.
+        return self._run_alone(batch, n_deaths=1)
+
+    def _run_alone(self, batch: _Batch, n_deaths: int) -> list[Failure]:
+        """Run a batch text by text, each as one on which so many workers died; one that was alone already fails."""
+        if len(batch.texts) > 1:
             # Not in halves: each half with the text at fault in it would cost another worker, and starting one takes
-            # longer than computing a batch text by text. One more death, and a text is convicted.
-            self._again.extend(_Batch([text], 1, batch.n_tokens // len(texts)) for text in texts)
-        elif texts:
-            self.cancel(texts[0].request)
-            return [Failure(*texts[0])]
-        return []
+            # longer than computing a batch text by text.
+            n_tokens = batch.n_tokens // len(batch.texts)
+            self._again.extend(_Batch([text], n_deaths, n_tokens) for text in batch.texts)
+            return []
+        (text,) = batch.texts
+        if text.request not in self._requests:
+            return []
+        self.cancel(text.request)
+        return [Failure(*text)]
 
     def _assign_one(self) -> Assignment | None:
         serving = self.workers

@@ -199,8 +199,8 @@ class Dispatcher:
         self._scheduler.retire(worker)
         return self._scheduler.n_held(worker)
 
-    def on_lost(self, worker: int, reason: str) -> None:
-        failures = self._scheduler.worker_lost(worker)
+    def on_lost(self, worker: int, suspect: bool) -> None:
+        failures = self._scheduler.worker_lost(worker, suspect=suspect)
         for request, position in failures:
             self._convict(self._requests[request].gathering.call.tokens[position])
         self._fail_requests(failures, "a worker process died on it")

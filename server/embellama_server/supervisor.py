@@ -76,8 +76,8 @@ class Listener(Protocol):
     def on_retired(self, worker: int) -> int:
         """A worker is to get no more batches; return how many it still holds."""
 
-    def on_lost(self, worker: int, reason: str) -> None:
-        """A worker is gone, and what it held with it."""
+    def on_lost(self, worker: int, suspect: bool) -> None:
+        """A worker is gone, and what it held with it; `suspect` if the batch it was in may be why."""
 
 
 class _Worker:
@@ -101,6 +101,7 @@ class _Worker:
         self.canary_sent = False  # and has not answered yet
         self.stopped_at = 0.0
         self.fault = ""  # why it is being killed
+        self.drifted = False
 
 
 class Supervisor:
@@ -119,7 +120,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._memory_at = 0.0
-        self._s_a_token = 0.0  # of one worker
+        # What one worker took lately for how much; older batches count less and less.
+        self._recent_s = self._recent_tokens = 0.0
         self._closing = False
         self._restarting = asyncio.Lock()
         self._restart_waits = False
@@ -134,7 +136,7 @@ class Supervisor:
     @property
     def rate(self) -> float:
         """Tokens a second that one worker computes, as measured lately; 0 before anything was."""
-        return 1 / self._s_a_token if self._s_a_token else 0.0
+        return self._recent_tokens / self._recent_s if self._recent_s else 0.0
 
     @property
     def recovering(self) -> bool:
@@ -238,9 +240,9 @@ class Supervisor:
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
-                # Averaged as times, not rates: of two replies read at once, the first took long and the second nothing.
-                s_a_token = max(now - max(sent_at, worker.heard_at), 1e-6) / len(texts.tokens)
-                self._s_a_token += (s_a_token - self._s_a_token) * (0.1 if self._s_a_token else 1)
+                # Not an average of rates: of two replies read at once, the first took long and the second no time.
+                self._recent_s = 0.9 * self._recent_s + max(now - max(sent_at, worker.heard_at), 1e-6)
+                self._recent_tokens = 0.9 * self._recent_tokens + len(texts.tokens)
                 self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
@@ -277,7 +279,10 @@ class Supervisor:
     def _refuse(self, worker: _Worker, reason: str) -> None:
         """Leave a worker out of service. If none ever served, the model itself is at fault."""
         logger.error("worker %d cannot serve: %s", worker.number, reason)
-        self.trouble = reason
+        if worker.state == "starting":
+            self.trouble = reason
+        else:  # another one in its place may well serve
+            worker.drifted = True
         if self._canary_row is None and not self._failed.done():
             self._failed.set_exception(ModelLoadError(self._config.model_path, reason))
         self._kill(worker, reason)
@@ -295,7 +300,7 @@ class Supervisor:
         del self._workers[worker.number]
         state, worker.state = worker.state, "gone"
         reason = worker.fault or "its process died"
-        self._listener.on_lost(worker.number, reason)
+        self._listener.on_lost(worker.number, not worker.drifted)
         if self._closing:
             return
         worker.settled.set()
@@ -373,7 +378,7 @@ class Supervisor:
             worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
         if worker.held:
             _, texts, sent_at = worker.held[0]
-            patience = len(texts.tokens) * (PATIENCE * self._s_a_token if self._s_a_token else UNKNOWN_S_A_TOKEN)
+            patience = len(texts.tokens) * (PATIENCE / self.rate if self.rate else UNKNOWN_S_A_TOKEN)
         elif worker.canary_sent:
             sent_at, patience = worker.canary_at, 0.0
         else:
