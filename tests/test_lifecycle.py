@@ -4,9 +4,11 @@ import asyncio
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 
 import httpx
 import numpy as np
@@ -145,6 +147,34 @@ def test_a_request_that_is_not_here_yet_does_not_hold_up_the_end(start_server: S
             assert server.process.wait(timeout=30) == 0
             assert half.recv(1000).startswith(b"HTTP/1.1 503")
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("connections", ["kept", "new"])
+def test_told_to_stop_it_answers_what_had_arrived_unread(
+    start_server: StartServer, tiny_path: str, connections: str
+) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1") as server, ExitStack() as stack:
+        url = server.url.removeprefix("http://")
+        clients = [stack.enter_context(closing(HTTPConnection(url))) for _ in range(8)]
+
+        def ask() -> None:
+            for client in clients:
+                client.request("POST", "/v1/embeddings", b'{"model": "tiny", "input": "a"}')
+
+        def statuses() -> set[int]:
+            answers = [client.getresponse() for client in clients]
+            return {answer.status for answer in answers if answer.read()}
+
+        if connections == "kept":
+            ask()
+            assert statuses() == {200}
+        server.process.suspend()
+        ask()
+        server.process.terminate()
+        time.sleep(0.3)  # uvicorn looks for the signal every 0.1 s: that comes before it reads then
+        server.process.resume()
+        assert statuses() == {200}
+        assert server.process.wait(timeout=30) == 0
 
 
 def test_workers_notice_that_the_front_was_killed(start_server: StartServer, model_path: str) -> None:

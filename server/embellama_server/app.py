@@ -109,9 +109,9 @@ class _Embeddings:
         try:
             _check_encoding(scope)
             self._server.dispatcher.check_room()  # before work on what cannot be taken
-            body = await self._read(scope, receive, deadline, held)
+            request = api.parse(await self._read(scope, receive, deadline, held))
             watch = _cancel_when_gone(receive)
-            return 200, {}, await self._answer(body, deadline, held)
+            return 200, {}, await self._answer(request, deadline, held)
         except ClientGone:
             return None
         except asyncio.CancelledError:
@@ -127,12 +127,12 @@ class _Embeddings:
             if watch:
                 watch.cancel()
 
-    async def _answer(self, body: bytes, deadline: float, held: "_Held") -> list[bytes]:
+    async def _answer(self, request: api.EmbeddingsRequest, deadline: float, held: "_Held") -> list[bytes]:
         server = self._server
-        request = api.parse(body)
         if request.model != server.config.model_name:
             raise ModelNotFound(request.model, [server.config.model_name])
         call = await self._call(request, deadline)
+        request.input = ""  # while it waits for a worker, its tokens are enough
         n_tokens = sum(map(len, call.tokens))
         held.check(4 * n_tokens + 4 * server.dim * len(call.tokens))
         vectors = call.finish(await server.dispatcher.submit(call, deadline)).vectors

@@ -34,6 +34,9 @@ logger = logging.getLogger("embellama.server")
 # What every worker embeds before it serves, and must embed alike: letters, digits, punctuation, another script.
 CANARY = "The canary sang 3 songs, twice: «un, deux, 三»."
 
+# So long after being told to stop, the event loop has read what had arrived by then. Longer delays the end.
+ARRIVED_S = 0.02
+
 # What a worker needs beside the weights: Python, its libraries and a context, as measured for the default model.
 WORKER_BYTES = 80_000_000
 
@@ -91,6 +94,8 @@ class _Http(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Read what has arrived: uvicorn hangs up on connections that have no request, and one may be in the socket.
+        await asyncio.sleep(ARRIVED_S)
         self._front.stop_reading()
         await super().shutdown(sockets)
 
