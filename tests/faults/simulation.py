@@ -17,6 +17,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
 
 from embellama.batch import Batch, Rows, Tokens
+from embellama.calls import Call
 
 DIM = 4
 KILLS, FAILS, HANGS = 1001, 1002, 1003  # tokens of texts that end a worker, that it cannot compute, that it is lost in
@@ -180,7 +181,8 @@ class Pool:
             self.wait(every)
 
     def submit(self, texts: list[Tokens], patience: float = 1000.0) -> "asyncio.Future[Rows]":
-        return self.call(lambda: self.dispatcher.submit(texts, self.loop.now + patience))
+        call = Call(texts, lambda rows: rows)
+        return self.call(lambda: self.dispatcher.submit(call, self.loop.now + patience))
 
     def restart_workers(self) -> None:
         """As SIGHUP does."""
