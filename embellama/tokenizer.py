@@ -254,7 +254,7 @@ class LlamaTokenize:
         ends = list(itertools.accumulate(len(pieces[token]) for token in ids.tolist()))
         data, joined = text.encode(), b"".join(pieces[token] for token in ids.tolist())
         n_added = len(joined) - len(data)
-        if n_added not in (0, 1) or joined != b" " * n_added + data:  # SentencePiece may begin with a space of its own
+        if joined != b" " * n_added + data:  # SentencePiece may begin with a space of its own
             return None
         return [end - n_added for end in ends]
 
