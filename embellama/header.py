@@ -11,8 +11,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embellama.errors import ModelLoadError
-from embellama.llama import ggml, last_error, libggml
+from embellama.llama import c_api, ggml, last_error, libggml
 
 _GETTERS = {  # enum gguf_type (gguf.h); strings are 8, arrays 9
     0: ("gguf_get_val_u8", ctypes.c_uint8),
@@ -27,7 +29,7 @@ _GETTERS = {  # enum gguf_type (gguf.h); strings are 8, arrays 9
     11: ("gguf_get_val_i64", ctypes.c_int64),
     12: ("gguf_get_val_f64", ctypes.c_double),
 }
-_STRING, _ARRAY = 8, 9
+_INT32, _STRING, _ARRAY = 5, 8, 9
 
 
 class Header:
@@ -41,6 +43,7 @@ class Header:
         n_values: Tensor names with how many numbers they hold.
         n_bytes: Size of all tensors.
         repeated_token: A token that is in the vocabulary twice, or None.
+        byte_tokens: Whether tokens of its vocabulary stand for single bytes.
     """
 
     def __init__(self, path: str):
@@ -75,7 +78,8 @@ class Header:
                 self.tensors[name] = _string("ggml_type_name", type)
                 self.n_values[name] = n_blocks * ggml("ggml_blck_size", ctypes.c_int64, type)
                 self.n_bytes += n_bytes
-            self.repeated_token = _repeated(file, "tokenizer.ggml.tokens")
+            self.repeated_token = _repeated(file)
+            self.byte_tokens = _has_byte_tokens(file)
         finally:
             ggml("gguf_free", None, file)
 
@@ -115,22 +119,35 @@ def _value(file: ctypes.c_void_p, index: ctypes.c_int64) -> Any:
     return ggml(_GETTERS[type][0], _GETTERS[type][1], file, index)
 
 
-def _repeated(file: ctypes.c_void_p, key: str) -> str | None:
-    """Return a string that an array has twice; llama.cpp asserts that a vocabulary has none."""
-    index = ctypes.c_int64(ggml("gguf_find_key", ctypes.c_int64, file, key.encode()))
-    if index.value < 0 or ggml("gguf_get_kv_type", ctypes.c_int, file, index) != _ARRAY:
-        return None
-    if ggml("gguf_get_arr_type", ctypes.c_int, file, index) != _STRING:
-        return None
+def _repeated(file: ctypes.c_void_p) -> str | None:
+    index, n = _array(file, b"tokenizer.ggml.tokens", _STRING)
     get = libggml["gguf_get_arr_str"]  # not by `ggml`, which would take a second for a large vocabulary
     get.restype, get.argtypes = ctypes.c_char_p, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t)
     seen: set[bytes] = set()
-    for i in range(ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)):
+    for i in range(n):
         text: bytes = get(file, index, i)
         if text and text in seen:  # llama.cpp names empty ones itself
             return text.decode("utf-8", "replace")
         seen.add(text)
     return None
+
+
+def _has_byte_tokens(file: ctypes.c_void_p) -> bool:
+    index, n = _array(file, b"tokenizer.ggml.token_type", _INT32)
+    if not n:
+        return False
+    types = ggml("gguf_get_arr_data", ctypes.POINTER(ctypes.c_int32), file, index)
+    return bool((np.ctypeslib.as_array(types, (n,)) == c_api.LLAMA_TOKEN_TYPE_BYTE).any())
+
+
+def _array(file: ctypes.c_void_p, key: bytes, kind: int) -> tuple[ctypes.c_int64, int]:
+    """Find an array and count its items, 0 if there is no such array of that kind of items."""
+    index = ctypes.c_int64(ggml("gguf_find_key", ctypes.c_int64, file, key))
+    if index.value < 0 or ggml("gguf_get_kv_type", ctypes.c_int, file, index) != _ARRAY:
+        return index, 0
+    if ggml("gguf_get_arr_type", ctypes.c_int, file, index) != kind:
+        return index, 0
+    return index, ggml("gguf_get_arr_n", ctypes.c_size_t, file, index)
 
 
 def _string(function: str, *arguments: Any) -> str:

@@ -128,3 +128,5 @@ def _types(header: Header) -> Iterator[str]:
 def _tokens(header: Header) -> Iterator[str]:
     if header.repeated_token is not None:
         yield f"its vocabulary has the token {header.repeated_token!r} twice"
+    if header.byte_tokens and header.values.get("tokenizer.ggml.model") == "bert":
+        yield "its vocabulary is WordPiece, but has tokens for single bytes"

@@ -59,6 +59,8 @@ class Weights:
         if self.pooling == "rank":
             self.dim = self.header.get("classifier.output_labels", 1)
         check_header(self.header)
+        if not self.header.tensors and not vocab_only:
+            raise ModelLoadError(self.path, "it has a vocabulary, but no weights")
 
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
