@@ -28,6 +28,7 @@ from embellama.errors import (
     InvalidText,
     ModelError,
     TextTooLong,
+    check_number,
 )
 from embellama.outputs import Dtype, check_dimensions, check_dtype, cut, normalize, quantize
 from embellama.prompts import Prompts
@@ -260,7 +261,12 @@ class Calls:
         self._check_gives_vectors("token")
         write = self._writer(dimensions, dtype)
         tokens, _ = self.tokenizer.encode(self._prompted([text], prompt, fields), truncate)
-        return Call(tokens, lambda rows: write(normalize(rows, self._config.normalization)), per_token=True)
+
+        def finish(rows: Rows) -> NDArray[Any]:
+            with _of_one_text("token"):
+                return write(normalize(rows, self._config.normalization))
+
+        return Call(tokens, finish, per_token=True)
 
     def chunks(
         self,
@@ -285,8 +291,7 @@ class Calls:
         n_first, n_last = len(self.tokenizer.first), len(self.tokenizer.last)
         n = len(tokens) - n_first - n_last
         if chunk_size is not None:
-            if chunk_size < 1:
-                raise InvalidOption("chunk_size", f"is {chunk_size}; it must be at least 1")
+            check_number("chunk_size", chunk_size, "it must be at least 1", 1)
             spans = np.array([(i, min(i + chunk_size, n)) for i in range(0, max(n, 1), chunk_size)], np.int32)
             inner = spans
         elif token_spans is not None:
@@ -304,7 +309,8 @@ class Calls:
 
         def finish(rows: Rows) -> Chunks:
             means = np.array([rows[start:end].mean(axis=0, dtype=np.float64) for start, end in outer], np.float32)
-            return Chunks(write(normalize(means, self._config.normalization)), spans)
+            with _of_one_text("chunk"):
+                return Chunks(write(normalize(means, self._config.normalization)), spans)
 
         return Call([tokens], finish, per_token=True)
 
@@ -321,8 +327,8 @@ class Calls:
         """
         with _naming_the_query():
             checked([query])
-        if top_n is not None and top_n < 1:
-            raise InvalidOption("top_n", f"is {top_n}; it must be at least 1")
+        if top_n is not None:
+            check_number("top_n", top_n, "it must be at least 1", 1)
         if isinstance(documents, str):
             raise InvalidOption("documents", "is one str, not a list of them")
         documents = list(documents)
@@ -357,8 +363,7 @@ class Calls:
         room = tokenizer.limit - tokenizer.n_special
         if truncate != "none":
             raise InputError("truncate and window_overlap are two ways to read a long text; give one of them")
-        if not 0 <= overlap < room:
-            raise InvalidOption("window_overlap", f"is {overlap}; this model's windows have {room} tokens")
+        check_number("window_overlap", overlap, f"this model's windows have {room} tokens", 0, room - 1)
         windows: list[Tokens] = []
         owners: list[int] = []
         for index, ids in enumerate(tokenizer.bare(texts)):
@@ -410,6 +415,15 @@ def _naming_the_query() -> Iterator[None]:
         yield
     except (EmptyInput, InvalidText, TextTooLong) as error:
         raise InputError(str(error).replace("text 0", "the query", 1)) from None
+
+
+@contextlib.contextmanager
+def _of_one_text(what: str) -> Iterator[None]:
+    """Turn an error about a row into one about the only text, which names the row's token or chunk."""
+    try:
+        yield
+    except EmbeddingFailed as error:
+        raise EmbeddingFailed(0, f"{what} {error.index}: {error.reason}") from None
 
 
 def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:

@@ -25,6 +25,8 @@ knows no HTTP; the server gives each error its status in `embellama_server.api.S
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 class EmbellamaError(Exception):
     """The root of everything embellama raises on purpose."""
@@ -123,6 +125,12 @@ class InvalidOption(InputError):
 
     def __str__(self) -> str:
         return f"{self.option} {self.reason}"
+
+
+def check_number(option: str, value: object, allowed: str, least: int, most: float = float("inf")) -> None:
+    """Raise `InvalidOption`, which says what is `allowed`, unless `value` is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise InvalidOption(option, f"is {value!r}; {allowed}")
 
 
 class ModelNotFound(InputError):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embellama.batch import Rows
-from embellama.errors import ConfigError, EmbeddingFailed, InputError, InvalidOption
+from embellama.errors import ConfigError, EmbeddingFailed, InputError, InvalidOption, check_number
 
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
@@ -59,8 +59,8 @@ def normalize(rows: Rows, mode: str = "l2") -> Rows:
 
 def check_dimensions(dimensions: int | None, dim: int) -> None:
     """Raise `InputError` unless `dimensions` is None or from 1 to `dim`."""
-    if dimensions is not None and not 1 <= dimensions <= dim:
-        raise InvalidOption("dimensions", f"is {dimensions}; this model gives 1 to {dim}")
+    if dimensions is not None:
+        check_number("dimensions", dimensions, f"this model gives 1 to {dim}", 1, dim)
 
 
 def cut(rows: Rows, dimensions: int | None, mode: str = "l2") -> Rows:

@@ -28,11 +28,11 @@ from embellama.errors import (
     ConfigError,
     EmptyInput,
     InputError,
-    InvalidOption,
     InvalidText,
     InvalidToken,
     ModelLoadError,
     TextTooLong,
+    check_number,
 )
 from embellama.llama import c_api
 from embellama.weights import Weights
@@ -168,15 +168,12 @@ class Tokenizer:
         """Return how many tokens a text may have under `truncate`; raise `InputError` if that is wrong."""
         if truncate in ("none", "end", "start"):
             return self.limit
-        if not isinstance(truncate, int) or isinstance(truncate, bool):
-            raise InvalidOption("truncate", f"is {truncate!r}; it must be none, end, start or a number of tokens")
-        if not self.n_special < truncate <= self.limit:
-            raise InvalidOption(
-                "truncate",
-                f"is {truncate} tokens; this model reads {self.n_special + 1} to {self.limit}, of which "
-                f"{self.n_special} are special",
-            )
-        return truncate
+        allowed = (
+            f"it must be none, end, start or a number of tokens from {self.n_special + 1} to {self.limit}, of which "
+            f"{self.n_special} are special"
+        )
+        check_number("truncate", truncate, allowed, self.n_special + 1, self.limit)
+        return int(truncate)
 
     def _check_head(self, index: int, text: str) -> None:
         """Refuse a text whose head alone has too many tokens."""

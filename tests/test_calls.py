@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embellama import EmbeddingEngine, EmbeddingFailed, EmptyInput, EngineConfig, InputError, InvalidText, TextTooLong
+from embellama import (
+    EmbeddingEngine,
+    EmbeddingFailed,
+    EmptyInput,
+    EngineConfig,
+    InputError,
+    InvalidOption,
+    InvalidText,
+    TextTooLong,
+)
 from embellama.calls import Calls
 from embellama.errors import PromptError
 from embellama.outputs import Dtype
@@ -473,3 +482,23 @@ def test_errors_of_prompted_texts_name_the_caller_s(tiny: TinyModel) -> None:
             engine.embed_query(None, ["red", ""])
         with pytest.raises(InvalidText, match="text 1 is int, not str"):
             engine.embed_query(None, ["red", 3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("value", [0, 2.5, "3", True])
+def test_options_are_whole_numbers(value: Any, tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean")) as engine:
+        asked: dict[str, Callable[[], object]] = {
+            "dimensions": lambda: engine.embed("tiny", "red", dimensions=value),
+            "chunk_size": lambda: engine.embed_chunks("tiny", "red", chunk_size=value),
+            "top_n": lambda: engine.rerank("tiny", "red", ["blue"], value),
+        }
+        if value != 0:
+            asked["window_overlap"] = lambda: engine.embed("tiny", "red", window_overlap=value)
+        for option, ask in asked.items():
+            with pytest.raises(InvalidOption, match=f"^{option} is {value!r}; "):
+                ask()
+
+
+def test_a_whole_number_may_be_numpy_s(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean")) as engine:
+        assert engine.embed("tiny", "red", dimensions=np.int64(4), truncate=np.int32(5)).shape == (4,)  # type: ignore[arg-type]
