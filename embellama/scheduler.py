@@ -1,9 +1,9 @@
 """Decide which texts run next, together, where, and on how many threads.
 
-   submit ──► waiting room: a queue of short requests and a ring of long ones, each with its texts by length
-                 │ assign: the request at the head gives as many texts as fit a batch, and the next ones fill it up;
-                 │         a long request then goes to the back of its ring. Half a batch is for short ones, so that
-                 │         they need not wait for the long ones to go round, and half for the long
+   submit ──► waiting room: a queue of short requests and one of long ones, each with its texts by length
+                 │ assign: the request at the head gives as many texts as fit a batch, and the next ones fill it up.
+                 │         Long requests come in the order in which they would end if all were served in turns. Half
+                 │         a batch is for short ones, so that they need not wait for the long, and half for the long
                  ▼
               a worker's hand: at most `n_slots` batches, the first of them running
                  │ complete ──► texts to copy out, requests that are whole
@@ -103,6 +103,7 @@ class _Request:
     def __init__(self, id: int, n_tokens: Sequence[int]):
         self.id = id
         self.unanswered = len(n_tokens)
+        self.turns = 0.0  # when it would end if all long requests were served in turns, see `Scheduler._turns`
         self.waiting = sorted((n, index) for index, n in enumerate(n_tokens))
 
     def largest_within(self, room: float) -> tuple[int, int] | None:
@@ -126,11 +127,16 @@ class Scheduler:
         self._requests: dict[int, _Request] = {}  # every request not yet answered
         # Those of them with waiting texts, the next one first: those that fit a batch, and those that do not.
         self._short: dict[int, _Request] = {}
-        self._ring: dict[int, _Request] = {}
+        self._long: dict[int, _Request] = {}
+        # Tokens that each long request would have had by now if they were served in turns, of one token each. They are
+        # served one after another instead, in the order in which they would then end: none ends later, most sooner.
+        # In turns, a crowd of long requests ends together, after the deadline (Friedman and Henderson 2003, "Fairness
+        # and efficiency in web server protocols").
+        self._turns = 0.0
         self._short_first = True
         self._hurried = 0  # batches still to be short
         self._waiting_tokens = 0
-        self._again: deque[_Batch] = deque()  # batches that must run again, ahead of the ring
+        self._again: deque[_Batch] = deque()  # batches that must run again, ahead of all others
         self._hands: dict[int, dict[int, _Batch]] = {}  # each ready worker's batches, the running one first
         self._retired: set[int] = set()  # of the ready, those that get no more
         self._deadlines: list[tuple[float, int]] = []  # heap
@@ -138,7 +144,7 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         """Requests in the waiting room."""
-        return len(self._short) + len(self._ring)
+        return len(self._short) + len(self._long)
 
     @property
     def waiting_tokens(self) -> int:
@@ -176,9 +182,14 @@ class Scheduler:
         request = _Request(next(self._ids), n_tokens)
         self._requests[request.id] = request
         short = sum(n_tokens) <= self._limits.max_batch_tokens
-        (self._short if short else self._ring)[request.id] = request
+        if short:
+            self._short[request.id] = request
+        else:
+            request.turns = self._turns + sum(n_tokens)
+            self._long[request.id] = request
+            self._long = dict(sorted(self._long.items(), key=lambda item: item[1].turns))
         self._waiting_tokens += sum(n_tokens)
-        if self._ring and sum(n_tokens) <= self._hurried_tokens:
+        if self._long and sum(n_tokens) <= self._hurried_tokens:
             self._hurried = HURRIED_BATCHES
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, request.id))
@@ -202,7 +213,7 @@ class Scheduler:
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""
         request = self._requests.pop(id, None)
-        if request and (self._short.pop(id, None) or self._ring.pop(id, None)):
+        if request and (self._short.pop(id, None) or self._long.pop(id, None)):
             self._waiting_tokens -= sum(n for n, _ in request.waiting)
 
     def expired(self, now: float) -> list[int]:
@@ -294,7 +305,7 @@ class Scheduler:
         serving = self.workers
         if not serving:
             return None
-        hurried = self._hurried > 0 and bool(self._ring)
+        hurried = self._hurried > 0 and bool(self._long)
         n_held = min(map(self.n_held, serving))
         if n_held >= (1 if hurried else self._limits.n_slots):
             return None
@@ -331,10 +342,10 @@ class Scheduler:
 
         def take(requests: dict[int, _Request], share: float) -> None:
             nonlocal n_tokens
+            n_before, n_requests = n_tokens, len(requests)
             for request in list(itertools.islice(requests.values(), LOOK_AHEAD)):
                 if n_tokens >= share or len(texts) == self._limits.max_batch_size:
-                    return
-                n_before = len(texts)
+                    break
                 while len(texts) < self._limits.max_batch_size:
                     # The first text goes whatever its length. Another may go over the share by half of itself, so that
                     # rounding does not leave a crumb, but never over the limit.
@@ -346,11 +357,11 @@ class Scheduler:
                     n_tokens += taken[0]
                 if not request.waiting:
                     del requests[request.id]
-                elif len(texts) > n_before and requests is self._ring:
-                    self._ring[request.id] = self._ring.pop(request.id)
+            if requests is self._long and n_requests:
+                self._turns += (n_tokens - n_before) / n_requests
 
         # In turns, so that neither short requests nor long ones can keep the others out.
-        first, second = (self._short, self._ring) if self._short_first else (self._ring, self._short)
+        first, second = (self._short, self._long) if self._short_first else (self._long, self._short)
         if first and second:
             self._short_first = not self._short_first
             take(first, share / 2)

@@ -1,5 +1,7 @@
 """The scheduler against simulated workers that work, fail and die, in any order."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +138,37 @@ def test_short_requests_without_end_do_not_keep_a_long_one_out(sizes: list[int])
         finished += made.complete(done.batch, done.worker).finished
         todo += made.assign()
     assert long in finished
+
+
+def test_long_requests_are_served_one_after_another_those_with_less_to_do_first() -> None:
+    made = scheduler(n_workers=1)
+    longest = made.submit([50] * 100)
+    todo = list(made.assign())
+    alike = [made.submit([50] * 10) for _ in range(5)]
+    ended = {}
+    for n_batches in itertools.count(1):
+        if not todo:
+            break
+        done = todo.pop(0)
+        for id in made.complete(done.batch, done.worker).finished:
+            ended[id] = n_batches
+        todo += made.assign()
+    assert [ended[id] for id in alike] == [6, 11, 16, 21, 26], "each takes five batches, and none the time of others"
+    assert ended[longest] == 75
+
+
+def test_long_requests_without_end_do_not_keep_the_longest_out() -> None:
+    made = scheduler(n_workers=1)
+    longest = made.submit([50] * 40)
+    todo = list(made.assign())
+    for turn in range(200):
+        if turn % 5 == 0:  # together with the longest, as much as can be done
+            made.submit([50] * 10)
+        done = todo.pop(0)
+        if longest in made.complete(done.batch, done.worker).finished:
+            return
+        todo += made.assign()
+    pytest.fail("it was kept out")
 
 
 def test_short_batches_follow_a_short_request_among_long_ones() -> None:
