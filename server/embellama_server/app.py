@@ -52,6 +52,7 @@ class Server:
         self.n_tokenizing = 0  # requests at that thread, waiting or not
         self.reading: set[asyncio.Timeout] = set()  # of requests whose body is still coming
         self.stopping = False
+        self.n_unanswered = 0  # requests that were here when the server stopped, and were not answered in time
         self.n_held_bytes = 0  # of requests and answers
 
     def app(self) -> Starlette:
@@ -118,10 +119,13 @@ class _Embeddings:
             if watch and watch.done():
                 return None
             # Not by the client: uvicorn's patience at shutdown is over.
+            self._server.n_unanswered += 1
             return api.error_response(Unavailable("the server is shutting down"))
         except Exception as error:
             if not isinstance(error, EmbellamaError):
                 logger.exception("unexpected error")
+            if watch and self._server.stopping and isinstance(error, Unavailable):
+                self._server.n_unanswered += 1
             return api.error_response(error)
         finally:
             if watch:

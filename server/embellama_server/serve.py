@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -49,6 +50,7 @@ def serve(config: ServerConfig) -> None:
         click.ClickException: The address cannot be listened on.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _raise_descriptor_limit()
     front, dispatcher = build(config)
     with _listen(config) as listener:
         http = _Http(
@@ -86,7 +88,7 @@ class _Http(uvicorn.Server):
 
     def __init__(self, front: Server, config: uvicorn.Config):
         super().__init__(config)
-        self._front = front
+        self.front = front
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; on a second signal at once."""
@@ -96,7 +98,7 @@ class _Http(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Read what has arrived: uvicorn hangs up on connections that have no request, and one may be in the socket.
         await asyncio.sleep(ARRIVED_S)
-        self._front.stop_reading()
+        self.front.stop_reading()
         await super().shutdown(sockets)
 
 
@@ -119,9 +121,8 @@ def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
     return Server(config, calls, dispatcher, weights.dim, created), dispatcher
 
 
-async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispatcher) -> None:
+async def _run(http: _Http, listener: socket.socket, dispatcher: Dispatcher) -> None:
     """Serve until a signal, or until the model turns out not to load in a worker: then raise why."""
-    failed = dispatcher.start()
     loop, restarts = asyncio.get_running_loop(), set()
 
     def restart_workers() -> None:
@@ -131,6 +132,10 @@ async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispat
 
     loop.add_signal_handler(signal.SIGHUP, restart_workers)
     try:
+        try:
+            failed = dispatcher.start()
+        except OSError as error:
+            raise click.ClickException(f"cannot start {dispatcher.n_workers} workers: {error.strerror}") from None
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
         http.should_exit = True
@@ -138,9 +143,16 @@ async def _run(http: uvicorn.Server, listener: socket.socket, dispatcher: Dispat
         if failed.done():
             failed.result()
     finally:
-        if dispatcher.n_open:
-            logger.error("%d accepted requests could not be answered in time; they get 503", dispatcher.n_open)
         await dispatcher.close(at_once=http.force_exit)
+        if http.front.n_unanswered:
+            logger.error("%d accepted requests could not be answered in time; they got 503", http.front.n_unanswered)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the system does; shells often start programs with less."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has another limit, and does not say it here
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_memory(config: ServerConfig, n_bytes: int) -> None:

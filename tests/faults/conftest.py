@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -42,9 +43,22 @@ class FaultyServer(Server):
 
 @contextlib.contextmanager
 def faulty_server(
-    folder: Path, *flags: str, hook: str = "counts", constants: tuple[str, ...] = (), ready: bool = True
+    folder: Path,
+    *flags: str,
+    hook: str = "counts",
+    constants: tuple[str, ...] = (),
+    n_descriptors: int = 0,
+    ready: bool = True,
 ) -> Iterator[FaultyServer]:
-    """Run a server; at the end it, and all it started, must be gone."""
+    """Run a server; at the end it, and all it started, must be gone.
+
+    Args:
+        flags: Of embellama-server.
+        hook: What goes wrong in workers.
+        constants: Other values for its constants (`tests.faults.entry`).
+        n_descriptors: Most descriptors it may have; 0 sets no limit.
+        ready: Wait until every worker is ready.
+    """
     log = folder / "server.log"
     environment = {
         **os.environ,
@@ -56,7 +70,9 @@ def faulty_server(
     }
     command = [sys.executable, "-m", "tests.faults.entry", *constants, "--", "--port", "0", *flags]
     with log.open("w") as stderr:
-        server = FaultyServer(psutil.Popen(command, stderr=stderr, cwd=ROOT, env=environment), log)
+        server = FaultyServer(
+            psutil.Popen(command, stderr=stderr, cwd=ROOT, env=environment, preexec_fn=limited(n_descriptors)), log
+        )
     server.batches = folder / "batches"
     family: set[psutil.Process] = {server.process}
     try:
@@ -144,8 +160,26 @@ def are_vectors_of(answer: httpx.Response, reference: Reference, picked: "np.typ
     return rows.shape == expected.shape and bool(np.sum(rows * expected, axis=1).min() > 0.999)
 
 
-def run_server(*flags: str) -> "subprocess.CompletedProcess[str]":
-    """Run a server that cannot start, to its end."""
-    command = [sys.executable, "-m", "tests.faults.entry", "--", "--port", "0", *flags]
+def limited(n_descriptors: int) -> Callable[[], None] | None:
+    """Return what a process is to do first, so that it has no more descriptors than that."""
+    if not n_descriptors:
+        return None
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n_descriptors, n_descriptors))
+
+
+def run_server(
+    *flags: str, constants: tuple[str, ...] = (), n_descriptors: int = 0
+) -> "subprocess.CompletedProcess[str]":
+    """Run a server that cannot start, to its end; it may have so many descriptors."""
+    command = [sys.executable, "-m", "tests.faults.entry", *constants, "--", "--port", "0", *flags]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'server'}"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        preexec_fn=limited(n_descriptors),
+    )

@@ -23,7 +23,7 @@ Encode = Callable[[Batch, int | None], Rows]
 N_GOOD = 5
 
 # What a leaking worker loses with every batch.
-LEAK_BYTES = 8 << 20
+LEAK_BYTES = 16 << 20
 
 
 def counts(model: EmbeddingModel) -> None:

@@ -80,8 +80,8 @@ def test_sighup_under_load_replaces_every_worker_and_fails_no_request(
 def test_a_worker_that_leaks_is_replaced_after_its_batch(
     start_faulty: StartFaulty, model_path: str, reference: Reference
 ) -> None:
-    # A fresh worker takes some 70 MB of its own; a batch here leaks 8.
-    flags = ("--model-path", model_path, "--workers", "2", "--max-worker-memory", str(400 << 20))
+    # A fresh worker takes some 70 MB of its own; a batch here leaks 17.
+    flags = ("--model-path", model_path, "--workers", "2", "--max-worker-memory", str(200 << 20))
     with start_faulty(*flags, hook="leaks", constants=("supervisor.MEMORY_S=0.2",)) as server:
         old = pids(server)
         crowd = Crowd(server, reference)

@@ -1,0 +1,42 @@
+"""What cannot start says why in one line, and ends with 1, or 2 where the command line is at fault."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import run_server
+
+pytestmark = [pytest.mark.server]
+
+
+def error_line(*flags: str, status: int = 1, constants: tuple[str, ...] = (), n_descriptors: int = 0) -> str:
+    """Run a server that cannot start; return the one line in which it says why."""
+    result = run_server(*flags, constants=constants, n_descriptors=n_descriptors)
+    assert result.returncode == status, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in result.stderr
+    return line
+
+
+def test_a_directory_is_no_model(tmp_path: Path) -> None:
+    assert f"cannot load {tmp_path}: Is a directory" in error_line("--model-path", str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_model_that_may_not_be_read_is_named(tiny_path: str, tmp_path: Path) -> None:
+    path = Path(shutil.copy(tiny_path, tmp_path / "secret.gguf"))
+    path.chmod(0)
+    assert f"cannot load {path}: Permission denied" in error_line("--model-path", str(path))
+
+
+def test_more_workers_than_there_is_memory_for_are_refused_before_anything_loads(tiny_path: str) -> None:
+    line = error_line("--model-path", tiny_path, "--workers", "4", constants=("serve.WORKER_BYTES=1e13",), status=2)
+    assert "num_workers is 4: with weights of 0 MB they need about 40000000 MB" in line
+    assert "are available" in line
+
+
+def test_more_workers_than_there_are_descriptors_for_are_refused(tiny_path: str) -> None:
+    line = error_line("--model-path", tiny_path, "--workers", "16", n_descriptors=64)
+    assert "cannot start 16 workers: Too many open files" in line
