@@ -84,6 +84,7 @@ class Crowd:
     def __init__(self, engine: EmbeddingEngine, paths: dict[str, Path]):
         self.engine = engine
         self.seen: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self.failures: list[str] = []
         self._expected = {name: [self._vector(name, path, text) for text in self.TEXTS] for name, path in paths.items()}
         self._names = list(paths)
@@ -113,7 +114,7 @@ class Crowd:
             try:
                 self._check(name, picked, self.engine.embed_batch(name, [self.TEXTS[i] for i in picked]))
             except ModelNotFound:
-                self.seen[f"{name} was away"] += 1
+                self._count(f"{name} was away")
 
     async def _tasks(self) -> None:
         async def call(seed: int) -> None:
@@ -122,7 +123,7 @@ class Crowd:
                     rows = await self.engine.aembed_batch(name, [self.TEXTS[i] for i in picked])
                     self._check(name, picked, rows)
                 except ModelNotFound:
-                    self.seen[f"{name} was away"] += 1
+                    self._count(f"{name} was away")
 
         await asyncio.gather(*(call(100 + seed) for seed in range(self.N_TASKS)))
 
@@ -133,18 +134,25 @@ class Crowd:
 
     def _check(self, name: str, picked: list[int], rows: NDArray[Any]) -> None:
         cosines = np.sum(rows * [self._expected[name][i] for i in picked], axis=1)
-        self.seen[name] += 1
+        self._count(name)
         if len(rows) != len(picked) or cosines.min() < 0.9999:
             self.failures.append(f"{name} {picked}: {cosines}")
+
+    def _count(self, what: str) -> None:
+        with self._counting:
+            self.seen[what] += 1
 
     def _reload(self, done: threading.Event) -> None:
         while not done.is_set():
             self.engine.reload_model("stays")
 
     def _come_and_go(self, done: threading.Event) -> None:
-        config = self.engine._models["comes and goes"].config
+        name = "comes and goes"
+        config = self.engine._models[name].config
         while not done.is_set():
-            self.engine.unload_model("comes and goes")
+            n_seen = self.seen[name]  # so that it is not away all the time
+            wait_until(lambda n=n_seen: self.seen[name] > n or done.is_set(), "it was asked")  # type: ignore[misc]
+            self.engine.unload_model(name)
             self.engine.load_model(config)
 
 
