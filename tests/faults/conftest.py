@@ -65,7 +65,7 @@ def faulty_server(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'server'}",
         "EMBELLAMA_TEST_WORKER_HOOK": f"tests.faults.hook:{hook}",
         "FAULTS_BATCHES": str(folder / "batches"),
-        "FAULTS_DRIFTED": str(folder / "drifted"),
+        "FAULTS_DRIFT": str(folder / "drift"),
         "FAULTS_DIE": str(folder / "die"),
     }
     command = [sys.executable, "-m", "tests.faults.entry", *constants, "--", "--port", "0", *flags]

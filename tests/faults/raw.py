@@ -30,10 +30,14 @@ def embed(inputs: object, model: str = "tiny") -> bytes:
 
 
 @contextmanager
-def connected(server: Server) -> Iterator[socket.socket]:
-    """Connect; a server that says nothing for a minute fails the test."""
+def connected(server: Server, n_unread: int = 0) -> Iterator[socket.socket]:
+    """Connect; a server that says nothing for a minute fails the test. `n_unread` bytes may come unread; 0 for many."""
     url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port), timeout=60) as connection:
+    with socket.socket() as connection:
+        if n_unread:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, n_unread)
+        connection.settimeout(60)
+        connection.connect((url.host, url.port))
         yield connection
 
 

@@ -30,10 +30,10 @@ def test_kill_9_of_random_workers_under_load_fails_no_request(
     choose = random.Random(0)
     with start_faulty("--model-path", model_path, "--workers", "2") as server:
         crowd = Crowd(server, reference)
-        for _ in range(5):
-            crowd.wait_answers(60)
+        for _ in range(4):
+            crowd.wait_answers(40)
             choose.choice(server.workers()).kill()
-        crowd.wait_answers(60)
+        crowd.wait_answers(40)
         crowd.assert_all_right()
         server.wait_ready()
         assert len(server.workers()) == 2
@@ -45,12 +45,12 @@ def test_a_stopped_worker_is_replaced_and_its_work_done_elsewhere(
     flags = ("--model-path", model_path, "--workers", "2", "--worker-timeout-ms", "500")
     with start_faulty(*flags) as server:
         crowd = Crowd(server, reference)
-        crowd.wait_answers(60)
+        crowd.wait_answers(40)
         victim = server.workers()[0]
         victim.send_signal(signal.SIGSTOP)
         crowd.wait_answers(N_STUCK)
         wait_until(lambda: not victim.is_running(), "it is killed")
-        crowd.wait_answers(60)
+        crowd.wait_answers(40)
         crowd.assert_all_right()
         server.wait_ready()
         assert "has not answered within" in server.log.read_text()
@@ -66,13 +66,13 @@ def test_sighup_under_load_replaces_every_worker_and_fails_no_request(
 ) -> None:
     with start_faulty("--model-path", model_path, "--workers", str(n_workers)) as server:
         crowd = Crowd(server, reference)
-        crowd.wait_answers(60)
+        crowd.wait_answers(40)
         old = pids(server)
         # A service manager or a terminal signals the whole group.
         for process in (*server.workers(), server.process):
             process.send_signal(signal.SIGHUP)
         wait_replaced(server, old)
-        crowd.wait_answers(60)
+        crowd.wait_answers(40)
         crowd.assert_all_right()
         assert "died" not in server.log.read_text()
 
@@ -91,18 +91,21 @@ def test_a_worker_that_leaks_is_replaced_after_its_batch(
         assert "died" not in server.log.read_text()
 
 
-def test_a_worker_that_drifts_is_replaced(start_faulty: StartFaulty, model_path: str, reference: Reference) -> None:
-    flags = ("--model-path", model_path, "--workers", "1")
+def test_a_worker_that_drifts_is_replaced_even_under_load(
+    start_faulty: StartFaulty, model_path: str, reference: Reference, tmp_path: Path
+) -> None:
+    flags = ("--model-path", model_path, "--workers", "2")
     with start_faulty(*flags, hook="drifts", constants=("supervisor.CANARY_S=0.3",)) as server:
-        old = pids(server)
-        for i in range(5):
-            assert are_vectors_of(server.post(reference.texts[i]), reference, [i])
-        # The sixth batch is wrong, whoever asks; asking goes on meanwhile, so this shows that a busy worker is checked.
-        wait_until(lambda: bool(server.post("a")) and not pids(server) & old, "it is replaced")
+        crowd = Crowd(server, reference)
+        crowd.wait_answers(40)
+        (tmp_path / "drift").touch()
+        wait_until(lambda: "its canary has cosine" in server.log.read_text(), "it is found out")
         server.wait_ready()
-        assert "its canary has cosine" in server.log.read_text()
-        for i in range(20):
-            assert are_vectors_of(server.post(reference.texts[i]), reference, [i])
+        crowd.stop()
+        assert set(crowd.answers) <= {"right", "wrong"}, "nobody failed; until it was found out, vectors may be wrong"
+        crowd = Crowd(server, reference)
+        crowd.wait_answers(40)
+        crowd.assert_all_right()
 
 
 def test_a_deleted_model_file_is_told_and_the_others_serve_on(

@@ -148,7 +148,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestPool.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_answers_that_come_together_do_not_make_the_pool_look_faster(pool: Pool)
 
 
 @given(n_long=st.integers(1, 5), lengths=st.lists(st.integers(1, 25), min_size=5, max_size=20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_short_requests_are_answered_before_long_ones_that_came_first(n_long: int, lengths: list[int]) -> None:
     pool = Pool()
     pool.work(0.1)
