@@ -261,7 +261,7 @@ def test_answers_that_come_together_do_not_make_the_pool_look_faster(pool: Pool)
 def test_short_requests_are_answered_before_long_ones_that_came_first(n_long: int, lengths: list[int]) -> None:
     pool = Pool()
     pool.work(0.1)
-    long = [pool.submit([text(50)] * 200) for _ in range(n_long)]
+    long = [pool.submit([text(50)] * 2000) for _ in range(n_long)]
     for n in lengths:
         short = pool.submit([text(n)])
         for _ in range(4):  # two batches in each worker's hands, one that is formed next, and its own

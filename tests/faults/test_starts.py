@@ -1,7 +1,5 @@
 """What cannot start says why in one line and ends with 1."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,14 +19,12 @@ def error_line(*flags: str, constants: tuple[str, ...] = (), n_descriptors: int 
 
 
 def test_a_directory_is_no_model(tmp_path: Path) -> None:
-    assert f"cannot load {tmp_path}: Is a directory" in error_line("--model-path", str(tmp_path))
+    assert f"cannot load {tmp_path}: it is not a file" in error_line("--model-path", str(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_model_that_may_not_be_read_is_named(tiny_path: str, tmp_path: Path) -> None:
-    path = Path(shutil.copy(tiny_path, tmp_path / "secret.gguf"))
-    path.chmod(0)
-    assert f"cannot load {path}: Permission denied" in error_line("--model-path", str(path))
+def test_a_model_that_may_not_be_read_is_named() -> None:
+    path = "/proc/sys/vm/compact_memory"  # for writing only, even to root
+    assert f"cannot load {path}: Permission denied" in error_line("--model-path", path)
 
 
 def test_more_workers_than_there_is_memory_for_are_refused_before_anything_loads(tiny_path: str) -> None:
