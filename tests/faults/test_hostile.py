@@ -218,7 +218,7 @@ def test_a_thousand_idle_connections_are_in_nobodys_way(target: FaultyServer) ->
 
 def test_answers_that_nobody_reads_are_let_go(target: FaultyServer) -> None:
     with connected(target, n_unread=4096) as client:
-        for _ in range(300):  # 30 MB of answers: more than the server's end holds
+        for _ in range(300):  # 16 MB of answers: more than the server's end holds
             client.sendall(request(embed(["red"] * 256)))
         port = client.getsockname()[1]
 
