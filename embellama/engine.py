@@ -4,7 +4,8 @@ texts ──► Calls ──► Call ──► Pool.submit ══► the model's
                                                    │
 answer ◄── Call.finish ◄── rows, in a future ◄═════╛
 
-One engine holds many models, each in a `Pool`. Every method has an awaitable twin whose name begins with `a`.
+One engine holds many models, each in a `Pool`. Every method that embeds or ranks, but for `embed_stream`, has an
+awaitable twin whose name begins with `a`.
 """
 
 import asyncio
