@@ -48,6 +48,10 @@ START_S = 600.0
 # Seconds of silence a token excuses, before anything is known of how fast this model is.
 UNKNOWN_S_A_TOKEN = 0.5
 
+# How much of a batch's weight is left with each one that follows. Smaller, and requests are refused because the machine
+# stood still for a second; larger, and it takes longer to notice a load that is slower.
+MEMORY = 0.98
+
 # A worker may take this many times as long for a batch as batches of its size have taken.
 PATIENCE = 20.0
 
@@ -104,6 +108,26 @@ class _Worker:
         self.drifted = False
 
 
+class _Recent:
+    """What batches took lately, in sums in which older ones count less and less.
+
+    Sums, and no average of rates: of two replies read at once, the first took long and the second no time.
+    """
+
+    def __init__(self) -> None:
+        self.n_batches = self.n_tokens = self.seconds = 0.0
+
+    @property
+    def s_a_token(self) -> float:
+        """Seconds for a token; 0 before anything was computed."""
+        return self.seconds / self.n_tokens if self.n_tokens else 0.0
+
+    def add(self, n_tokens: int, seconds: float) -> None:
+        self.n_batches = MEMORY * self.n_batches + 1
+        self.n_tokens = MEMORY * self.n_tokens + n_tokens
+        self.seconds = MEMORY * self.seconds + seconds
+
+
 class Supervisor:
     """The worker processes."""
 
@@ -120,8 +144,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._memory_at = 0.0
-        # What one worker took lately for how much; older batches count less and less.
-        self._recent_s = self._recent_tokens = 0.0
+        self._recent = _Recent()
         self._closing = False
         self._restarting = asyncio.Lock()
         self._restart_waits = False
@@ -135,8 +158,16 @@ class Supervisor:
 
     @property
     def rate(self) -> float:
-        """Tokens a second that one worker computes, as measured lately; 0 before anything was."""
-        return self._recent_tokens / self._recent_s if self._recent_s else 0.0
+        """Tokens a second that one worker computes when it has enough to do, by what it did lately; 0 when unknown.
+
+        Batches may have been far from full for lack of work, and a full one need take no longer: a large model takes
+        as long for one token as for a hundred. By its tokens alone it would look too slow for any request but the
+        smallest, which would then be all that it is given.
+        """
+        recent = self._recent
+        if not recent.n_batches:
+            return 0.0
+        return max(recent.n_tokens, recent.n_batches * self._config.max_batch_tokens) / recent.seconds
 
     @property
     def recovering(self) -> bool:
@@ -240,9 +271,7 @@ class Supervisor:
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
-                # Not an average of rates: of two replies read at once, the first took long and the second no time.
-                self._recent_s = 0.9 * self._recent_s + max(now - max(sent_at, worker.heard_at), 1e-6)
-                self._recent_tokens = 0.9 * self._recent_tokens + len(texts.tokens)
+                self._recent.add(len(texts.tokens), max(now - max(sent_at, worker.heard_at), 1e-6))
                 self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
@@ -378,7 +407,7 @@ class Supervisor:
             worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
         if worker.held:
             _, texts, sent_at = worker.held[0]
-            patience = len(texts.tokens) * (PATIENCE / self.rate if self.rate else UNKNOWN_S_A_TOKEN)
+            patience = len(texts.tokens) * (PATIENCE * self._recent.s_a_token or UNKNOWN_S_A_TOKEN)
         elif worker.canary_sent:
             sent_at, patience = worker.canary_at, 0.0
         else:

@@ -75,7 +75,7 @@ def test_who_cannot_be_answered_in_time_gets_503_and_the_log_says_how_many(
 
 
 def test_a_second_signal_stops_at_once(start_faulty: StartFaulty, model_path: str, reference: Reference) -> None:
-    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-size", "1", "--timeout-ms", "120000")
+    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-tokens", "1", "--timeout-ms", "120000")
     with start_faulty(*flags, "--drain-timeout-ms", "120000", hook="slow") as server:
         with accepted(server, reference) as clients:  # a minute's work
             server.process.terminate()

@@ -25,7 +25,7 @@ def flood(server: FaultyServer, reference: Reference, n_texts: int) -> list[http
 
 
 # Every text is a batch of its own, and takes a fifth of a second.
-ONE_BY_ONE = ("--workers", "1", "--max-batch-size", "1", "--timeout-ms", "120000")
+ONE_BY_ONE = ("--workers", "1", "--max-batch-tokens", "1", "--timeout-ms", "120000")
 
 
 def longest_wait(refused: list[httpx.Response], reason: str) -> int:
@@ -64,7 +64,7 @@ def test_tokens_and_bytes_have_bounds_too(
 def test_a_request_that_cannot_make_its_deadline_is_refused_at_once(
     start_faulty: StartFaulty, model_path: str, reference: Reference
 ) -> None:
-    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-size", "1", "--timeout-ms", "5000")
+    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-tokens", "1", "--timeout-ms", "5000")
     with start_faulty(*flags, hook="slow") as server:
         server.post("a")  # so that it is known how long a text takes
         refused = server.post(["a"] * 100)

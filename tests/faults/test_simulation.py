@@ -256,12 +256,12 @@ def test_answers_that_come_together_do_not_make_the_pool_look_faster(pool: Pool)
     assert pool.dispatcher._supervisor.rate == pytest.approx(200, rel=0.3)
 
 
-@given(n_long=st.integers(1, 5), lengths=st.lists(st.integers(1, 25), min_size=5, max_size=20))
+@given(n_long=st.integers(1, 5), lengths=st.lists(st.integers(1, 25), min_size=5, max_size=10))
 @settings(max_examples=5, deadline=None)
 def test_short_requests_are_answered_before_long_ones_that_came_first(n_long: int, lengths: list[int]) -> None:
     pool = Pool()
     pool.work(0.1)
-    long = [pool.submit([text(50)] * 2000) for _ in range(n_long)]
+    long = [pool.submit([text(50)] * 400) for _ in range(n_long)]
     for n in lengths:
         short = pool.submit([text(n)])
         for _ in range(4):  # two batches in each worker's hands, one that is formed next, and its own
@@ -269,9 +269,33 @@ def test_short_requests_are_answered_before_long_ones_that_came_first(n_long: in
                 pool.call(process.work)
         assert short.done()
         assert not any(future.done() for future in long)
-    pool.work(60)
+    pool.work(60, every=0.05)
     assert all(future.done() for future in long)
     pool.close()
+
+
+def test_a_pool_that_had_little_to_do_does_not_look_slow(pool: Pool) -> None:
+    for n in range(100):
+        future = pool.submit([text(3, n)])
+        pool.wait(0.9)
+        pool.work(0.02)
+        assert future.done()
+    futures = [pool.submit([text(100, n)], patience=10) for n in range(9)]
+    pool.work(9, every=0.9)
+    assert all(future.done() for future in futures)
+
+
+def test_a_machine_that_stood_still_for_a_while_refuses_nobody(pool: Pool) -> None:
+    for n in range(100):
+        futures = [pool.submit([text(100, n)]) for _ in range(3)]
+        pool.work(0.2, every=0.1)
+        assert all(future.done() for future in futures)
+    futures = [pool.submit([text(100, n)]) for n in range(3)]
+    pool.wait(2)
+    pool.work(0.2, every=0.1)
+    futures += [pool.submit([text(100, n)], patience=10) for n in range(50)]
+    pool.work(10, every=0.1)
+    assert all(future.done() for future in futures)
 
 
 def test_a_request_that_cannot_be_done_by_its_deadline_is_refused_with_an_estimate(pool: Pool) -> None:
