@@ -329,7 +329,8 @@ class Supervisor:
         del self._workers[worker.number]
         state, worker.state = worker.state, "gone"
         reason = worker.fault or "its process died"
-        self._listener.on_lost(worker.number, not worker.drifted)
+        at_canary = worker.canary_sent and bool(worker.held) and worker.canary_at <= worker.held[0][2]
+        self._listener.on_lost(worker.number, suspect=not worker.drifted and not at_canary)
         if self._closing:
             return
         worker.settled.set()
