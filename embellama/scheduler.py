@@ -36,6 +36,9 @@ LOOK_AHEAD = 64
 # longer, at the price of about a tenth of the throughput.
 HURRIED_BATCHES = 64
 
+# Batches by which the share of long requests is averaged. Fewer, and it follows the moment; more, and it is late.
+RECENT_BATCHES = 64
+
 
 class Text(NamedTuple):
     """One text of one request."""
@@ -136,6 +139,8 @@ class Scheduler:
         self._short_first = True
         self._hurried = 0  # batches still to be short
         self._waiting_tokens = 0
+        self._short_tokens = 0  # of those, the short requests'
+        self._long_share = 1.0  # of the tokens in recent batches, while long requests waited: theirs, at least half
         self._again: deque[_Batch] = deque()  # batches that must run again, ahead of all others
         self._hands: dict[int, dict[int, _Batch]] = {}  # each ready worker's batches, the running one first
         self._retired: set[int] = set()  # of the ready, those that get no more
@@ -184,6 +189,7 @@ class Scheduler:
         short = sum(n_tokens) <= self._limits.max_batch_tokens
         if short:
             self._short[request.id] = request
+            self._short_tokens += sum(n_tokens)
         else:
             request.turns = self._turns + sum(n_tokens)
             self._long[request.id] = request
@@ -204,17 +210,28 @@ class Scheduler:
             raise Overloaded(f"{self._waiting_tokens} tokens are waiting already; {most_tokens} are the most allowed")
 
     def tokens_before(self, n_tokens: int) -> int:
-        """Estimate how many tokens are computed until a new request of so many is answered, its own included."""
-        # Each of those waiting has as much of a turn as it needs, a batch at least.
-        turns = self.n_waiting * max(n_tokens, self._limits.max_batch_tokens)
+        """Estimate how many tokens are computed until a new request of so many is answered, its own included.
+
+        As if more requests kept coming: a long one is answered no later than if all took turns, and gets as much of
+        the batches as long ones did lately; a short one gets half of them while there are long ones.
+        """
         held = sum(batch.n_tokens for hand in self._hands.values() for batch in hand.values())
-        return min(self._waiting_tokens, turns) + held + n_tokens
+        if n_tokens <= self._limits.max_batch_tokens:
+            return held + (self._short_tokens + n_tokens) * (2 if self._long else 1)
+        turns = min((len(self._long) + 1) * n_tokens, self._waiting_tokens + n_tokens)
+        return held + int(turns / self._long_share)
 
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""
         request = self._requests.pop(id, None)
-        if request and (self._short.pop(id, None) or self._long.pop(id, None)):
-            self._waiting_tokens -= sum(n for n, _ in request.waiting)
+        if request is None:
+            return
+        n_tokens = sum(n for n, _ in request.waiting)
+        if self._short.pop(id, None):
+            self._short_tokens -= n_tokens
+            self._waiting_tokens -= n_tokens
+        elif self._long.pop(id, None):
+            self._waiting_tokens -= n_tokens
 
     def expired(self, now: float) -> list[int]:
         """Cancel every request whose deadline has come, and return their ids."""
@@ -335,6 +352,7 @@ class Scheduler:
 
     def _pick(self, n_free: int, most: int) -> _Batch:
         """Take texts of at most `most` tokens for one batch; what is waiting is shared evenly by `n_free` workers."""
+        had_long, n_short_before = bool(self._long), self._short_tokens
         n_rounds = -(-self._waiting_tokens // (most * n_free))
         share = self._waiting_tokens / (n_rounds * n_free)
         texts: list[Text] = []
@@ -357,7 +375,9 @@ class Scheduler:
                     n_tokens += taken[0]
                 if not request.waiting:
                     del requests[request.id]
-            if requests is self._long and n_requests:
+            if requests is self._short:
+                self._short_tokens -= n_tokens - n_before
+            elif n_requests:
                 self._turns += (n_tokens - n_before) / n_requests
 
         # In turns, so that neither short requests nor long ones can keep the others out.
@@ -368,4 +388,7 @@ class Scheduler:
         take(second, share)
         take(first, share)
         self._waiting_tokens -= n_tokens
+        if had_long:
+            share = max(0.5, 1 - (n_short_before - self._short_tokens) / n_tokens)
+            self._long_share += (share - self._long_share) / RECENT_BATCHES
         return _Batch(texts, 0, n_tokens)

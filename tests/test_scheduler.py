@@ -202,13 +202,30 @@ def test_a_retired_worker_finishes_what_it_holds_and_gets_no_more() -> None:
     assert drain(made, later) == [id]
 
 
-def test_tokens_before_a_request_count_turns_not_queues() -> None:
+def test_tokens_before_a_request_are_its_own_in_an_empty_room() -> None:
     made = scheduler(n_workers=0)
     assert made.tokens_before(30) == 30
+    assert made.tokens_before(10_000) == 10_000
+
+
+def test_tokens_before_a_request_count_turns_not_queues() -> None:
+    made = scheduler(n_workers=0)
     made.submit([50] * 100)
-    assert made.tokens_before(30) == 130, "one turn of the long one, then its own"
+    assert made.tokens_before(30) == 2 * 30, "half of each batch is for short ones"
+    assert made.tokens_before(200) == 2 * 200, "as the long one has its turns"
     made.submit([10])
+    assert made.tokens_before(30) == 2 * (10 + 30)
     assert made.tokens_before(10_000) == 5010 + 10_000
+
+
+def test_tokens_before_a_long_request_include_short_ones_as_they_came_lately() -> None:
+    made = scheduler(n_workers=1)
+    made.submit([50] * 1000)
+    for _ in range(300):
+        made.submit([50])
+        (batch,) = made.assign()
+        made.complete(batch.batch, batch.worker)
+    assert made.tokens_before(200) > 1.9 * 2 * 200, "half of each batch went to short ones"
 
 
 def test_expired_requests_are_reported_once_and_never_run() -> None:

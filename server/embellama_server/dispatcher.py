@@ -43,6 +43,10 @@ N_SLOTS = 2
 CONVICTED_S = 600.0
 MAX_CONVICTED = 10_000
 
+# A request is taken if its estimated wait is at most this share of the time it has: the pool's rate drifts, and work on
+# what then comes too late is work lost. Smaller refuses more than need be.
+CAUTION = 0.85
+
 # The longest a refused client is asked to wait. With more to do than that, another server is the better advice.
 MAX_RETRY_AFTER_S = 60.0
 
@@ -223,11 +227,11 @@ class Dispatcher:
         rate = self._supervisor.rate * max(self.n_ready, 1)
         if not rate:
             return
-        wait = self._scheduler.tokens_before(n_tokens) / rate
+        wait = self._scheduler.tokens_before(n_tokens) / rate / CAUTION
         left = deadline - self._loop.time()
         if wait > left:
             raise Overloaded(
-                f"this request would be answered in about {wait:.1f} s, but {left:.1f} s are left of timeout_ms",
+                f"this request could take {wait:.1f} s to be answered, but {left:.1f} s are left of timeout_ms",
                 min(max(wait - left, 1.0), MAX_RETRY_AFTER_S),
             )
 
