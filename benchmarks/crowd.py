@@ -70,7 +70,8 @@ def serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any
 
 async def _serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any]:
     """Run the server in this process, the load in another, and watch the event loop meanwhile."""
-    front, dispatcher = build(config)
+    front = build(config)
+    dispatcher = front.model(None).dispatcher
     dispatcher.start()
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         http = uvicorn.Server(

@@ -161,6 +161,11 @@ class Call(NamedTuple, Generic[Answer]):
     per_token: bool = False
     owners: Sequence[int | None] | None = None
 
+    def part(self, start: int, stop: int) -> "Call[Answer]":
+        """Return a call for some of the texts of one that gives a vector for each; `finish` still takes any rows."""
+        stop = min(stop, len(self.tokens))
+        return self._replace(tokens=self.tokens[start:stop], owners=range(start, stop))
+
     def blame(self, error: EmbeddingFailed) -> ModelError:
         """Name the caller's text in an error that names one of `tokens`."""
         owner = error.index if self.owners is None else self.owners[error.index]
@@ -195,6 +200,7 @@ class Calls:
     """Makes calls for one model.
 
     Attributes:
+        config: The model's settings.
         tokenizer: The model's.
         prompts: The model's.
         reranker: Whether the model scores pairs instead of giving vectors.
@@ -206,7 +212,7 @@ class Calls:
         Raises:
             ConfigError: `prompts_file` cannot be read or is wrong, or `n_ctx` has no room for a token.
         """
-        self._config = config
+        self.config = config
         self._weights = weights
         self.tokenizer = Tokenizer(weights, config.n_ctx)
         values = weights.header.values
@@ -249,22 +255,26 @@ class Calls:
 
     def tokens(
         self,
-        text: str,
+        texts: Iterable[str],
         *,
         prompt: str | None = None,
         fields: Mapping[str, str] | None = None,
         truncate: Truncate = "none",
         dimensions: int | None = None,
         dtype: Dtype = "float32",
-    ) -> Call[NDArray[Any]]:
-        """Ask for a vector for each token of a text, special ones included; see `TextOptions`, `OutputOptions`."""
+    ) -> Call[list[NDArray[Any]]]:
+        """Ask for a vector for each token of each text, special ones too; see `TextOptions`, `OutputOptions`."""
         self._check_gives_vectors("token")
         write = self._writer(dimensions, dtype)
-        tokens, _ = self.tokenizer.encode(self._prompted([text], prompt, fields), truncate)
+        tokens, _ = self.tokenizer.encode(self._prompted(texts, prompt, fields), truncate)
+        ends = list(itertools.accumulate(map(len, tokens)))
 
-        def finish(rows: Rows) -> NDArray[Any]:
-            with _of_one_text("token"):
-                return write(normalize(rows, self._config.normalization))
+        def finish(rows: Rows) -> list[NDArray[Any]]:
+            vectors = []
+            for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+                with _of_text(index, "token"):
+                    vectors.append(write(normalize(rows[start:end], self.config.normalization)))
+            return vectors
 
         return Call(tokens, finish, per_token=True)
 
@@ -309,8 +319,8 @@ class Calls:
 
         def finish(rows: Rows) -> Chunks:
             means = np.array([rows[start:end].mean(axis=0, dtype=np.float64) for start, end in outer], np.float32)
-            with _of_one_text("chunk"):
-                return Chunks(write(normalize(means, self._config.normalization)), spans)
+            with _of_text(0, "chunk"):
+                return Chunks(write(normalize(means, self.config.normalization)), spans)
 
         return Call([tokens], finish, per_token=True)
 
@@ -380,7 +390,7 @@ class Calls:
             sums = np.zeros((len(texts), rows.shape[1]))
             np.add.at(sums, owners, rows * weights[:, None])
             means = (sums / np.bincount(owners, weights, len(texts))[:, None]).astype(np.float32)
-            vectors = normalize(means, self._config.normalization)
+            vectors = normalize(means, self.config.normalization)
             return Embeddings(write(vectors), n_tokens, np.zeros(len(texts), np.int32))
 
         return Call(windows, finish, owners=owners)
@@ -395,13 +405,13 @@ class Calls:
         return self.prompts.apply(prompt, texts, fields)
 
     def _writer(self, dimensions: int | None, dtype: Dtype) -> Callable[[Rows], NDArray[Any]]:
-        config = self._config
+        config = self.config
         check_dimensions(dimensions, self._weights.dim)
         check_dtype(dtype, config.normalization, config.int8_limit)
         return lambda rows: quantize(cut(rows, dimensions, config.normalization), dtype, config.int8_limit)
 
     def _check_gives_vectors(self, what: str) -> None:
-        name = self._config.model_name
+        name = self.config.model_name
         if self.reranker:
             raise InputError(f"model {name!r} is a reranker, which scores pairs of texts: call rerank")
         if what == "text" and self._weights.pooling == "none":
@@ -418,12 +428,12 @@ def _naming_the_query() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _of_one_text(what: str) -> Iterator[None]:
-    """Turn an error about a row into one about the only text, which names the row's token or chunk."""
+def _of_text(index: int, what: str) -> Iterator[None]:
+    """Turn an error about a row into one about a text, which names the row's token or chunk."""
     try:
         yield
     except EmbeddingFailed as error:
-        raise EmbeddingFailed(0, f"{what} {error.index}: {error.reason}") from None
+        raise EmbeddingFailed(index, f"{what} {error.index}: {error.reason}") from None
 
 
 def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:

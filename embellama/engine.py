@@ -282,11 +282,11 @@ class EmbeddingEngine:
         Returns:
             ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
         """
-        return self._run(model, lambda calls: calls.tokens(text, **options))
+        return self._run(model, lambda calls: calls.tokens([text], **options))[0]
 
     async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
         """As `embed_tokens`, for asyncio."""
-        return await self._arun(model, lambda calls: calls.tokens(text, **options))
+        return (await self._arun(model, lambda calls: calls.tokens([text], **options)))[0]
 
     def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).

@@ -1,26 +1,31 @@
 """Settings on the command line: one flag and one `EMBELLAMA_*` variable for each field of a config struct.
 
 `num_workers` has the flag `--workers` and the variable `EMBELLAMA_WORKERS`; a field's description is its help.
-Flags win over variables, variables over defaults.
+Flags win over variables, variables over the file of `--config`, the file over defaults.
 """
 
 import functools
+import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 import msgspec
-from msgspec.inspect import BoolType, IntType, LiteralType, Metadata
+from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, VarTupleType
 
 from embellama.config import Config, convert
-from embellama.errors import EmbellamaError
+from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the flag of each field of `kind`, without its dashes: ``num_workers`` has ``workers``."""
-    return {field.name: _extra(field.type).get("flag", field.name.replace("_", "-")) for field in _fields(kind)}
+    """Return the flag of each field of `kind`, without its dashes: ``num_workers`` has ``workers``.
+
+    A field whose flag is empty is left out: it can only be in a file.
+    """
+    found = {field.name: _extra(field.type).get("flag", field.name.replace("_", "-")) for field in _fields(kind)}
+    return {field: flag for field, flag in found.items() if flag}
 
 
 def variable(flag: str) -> str:
@@ -29,11 +34,12 @@ def variable(flag: str) -> str:
 
 
 def config_options(
-    kind: type[Config], *, argument: str | None = None
+    kind: type[Config], *, argument: str | None = None, file: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command an option for each field of `kind`, and call it with the checked config.
 
-    The field named `argument` is an argument of the command instead.
+    The field named `argument` is an argument of the command instead; with `file`, ``--config`` names a TOML file whose
+    keys are fields.
     The command gets ``config: kind`` as its first argument. A wrong setting ends it with click's usage error,
     which names the flag; any other error of ours ends it with one line and exit status 1.
     """
@@ -42,8 +48,10 @@ def config_options(
         @functools.wraps(command)
         def run(**options: Any) -> Any:
             values = {field: options.pop(field) for field in names}
-            given = {field: value for field, value in values.items() if value is not None}
+            given = {field: value for field, value in values.items() if value is not None and value != ()}
             try:
+                if path := options.pop("config_file", None):
+                    given = {**_read(path, kind), **given}
                 config = convert(given, kind, strict=False).checked()
             except EmbellamaError as error:
                 field = str(error).partition(" ")[0]
@@ -53,12 +61,36 @@ def config_options(
             except EmbellamaError as error:
                 raise click.ClickException(str(error)) from error
 
+        if file:
+            run = click.option(
+                "--config",
+                "config_file",
+                type=click.Path(exists=True, dir_okay=False),
+                envvar="EMBELLAMA_CONFIG",
+                show_envvar=True,
+                help="TOML file of settings, named as in the documentation with underscores.",
+            )(run)
         for option in reversed(_options(kind, argument)):
             run = option(run)
         return run
 
     names = flags(kind)
     return decorate
+
+
+def _read(path: str, kind: type[Config]) -> dict[str, Any]:
+    """Read a file of settings; raises `ConfigError`."""
+    try:
+        with open(path, "rb") as stream:
+            values = tomllib.load(stream)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    for name in values:
+        if name not in kind.__struct_fields__:
+            raise ConfigError(f"{path}: there is no setting {name!r}")
+    return values
 
 
 def _fields(kind: type[msgspec.Struct]) -> Sequence[msgspec.inspect.Field]:
@@ -78,7 +110,9 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
         if field.name == argument:
             options.append(click.argument(field.name))
             continue
-        name = flags(kind)[field.name]
+        name = flags(kind).get(field.name)
+        if name is None:
+            continue
         inner = field.type.type if isinstance(field.type, Metadata) else field.type
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"
         type: Any = None
@@ -86,7 +120,8 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
             type = click.Choice(inner.values)
         elif isinstance(inner, IntType):
             type = int
-        default = None if field.required or field.default == "" else field.default
+        listed = isinstance(inner, VarTupleType)
+        default = None if field.required or listed or field.default == "" else field.default
         text = schema[field.name]["description"]
         if default is not None:
             shown = f"{'' if default else 'no-'}{name}" if isinstance(default, bool) else default
@@ -96,6 +131,7 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
                 names,
                 field.name,
                 type=type,
+                multiple=listed,
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required else {"default": None}),
                 envvar=variable(name),

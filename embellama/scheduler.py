@@ -31,10 +31,11 @@ from embellama.errors import Overloaded
 # 0.5 µs each, in which no batch leaves.
 LOOK_AHEAD = 64
 
-# After a short request came while long ones were waiting, so many batches of long ones are short, and no worker is
-# given a second one: the next short request then waits a quarter as long for a worker. Larger keeps this up for
-# longer, at the price of about a tenth of the throughput.
+# After a short request came while long ones were waiting, so many batches are short, of short requests or of long ones
+# but not of both, and no worker is given a second one: the next short request then waits a sixth as long for a worker.
+# Larger keeps this up for longer, at the price of about a sixth of the throughput.
 HURRIED_BATCHES = 64
+HURRIED_SHARE = 6
 
 # Batches by which the share of long requests is averaged. Fewer, and it follows the moment; more, and it is late.
 RECENT_BATCHES = 64
@@ -295,7 +296,7 @@ class Scheduler:
 
     @property
     def _hurried_tokens(self) -> int:
-        return self._limits.max_batch_tokens // 4
+        return self._limits.max_batch_tokens // HURRIED_SHARE
 
     def _run_again(self, batch: _Batch, n_deaths: int) -> list[Failure]:
         if n_deaths < 2:
@@ -331,7 +332,7 @@ class Scheduler:
         # A second batch is for a worker not to idle on a message. Anything less than a full one can wait for the
         # worker to be free, and grow meanwhile.
         if batch is None and self.n_waiting and (n_held == 0 or self._waiting_tokens >= self._limits.max_batch_tokens):
-            batch = self._pick(len(free), self._hurried_tokens if hurried else self._limits.max_batch_tokens)
+            batch = self._pick(len(free), hurried)
             self._hurried = max(self._hurried - 1, 0)
         if batch is None:
             return None
@@ -350,8 +351,9 @@ class Scheduler:
                 return _Batch(texts, batch.deaths, batch.n_tokens)
         return None
 
-    def _pick(self, n_free: int, most: int) -> _Batch:
-        """Take texts of at most `most` tokens for one batch; what is waiting is shared evenly by `n_free` workers."""
+    def _pick(self, n_free: int, hurried: bool) -> _Batch:
+        """Take texts for one batch; what is waiting is shared evenly by `n_free` workers."""
+        most = self._hurried_tokens if hurried else self._limits.max_batch_tokens
         had_long, n_short_before = bool(self._long), self._short_tokens
         n_rounds = -(-self._waiting_tokens // (most * n_free))
         share = self._waiting_tokens / (n_rounds * n_free)
@@ -384,9 +386,13 @@ class Scheduler:
         first, second = (self._short, self._long) if self._short_first else (self._long, self._short)
         if first and second:
             self._short_first = not self._short_first
-            take(first, share / 2)
-        take(second, share)
-        take(first, share)
+            # A short request that hurries is not to wait for a long one's texts in its own batch.
+            take(first, share if hurried else share / 2)
+        else:
+            self._short_first = True
+        if not hurried or not texts:
+            take(second, share)
+            take(first, share)
         self._waiting_tokens -= n_tokens
         if had_long:
             share = max(0.5, 1 - (n_short_before - self._short_tokens) / n_tokens)

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from embellama.batch import Tokens
 from embellama.errors import (
@@ -58,6 +58,23 @@ class Tokenized(NamedTuple):
 
     tokens: list[Tokens]
     n_cut: NDArray[np.int32]
+
+
+class Piece(NamedTuple):
+    """One token of a text.
+
+    id: Its number in the vocabulary.
+    text: What the vocabulary has for it.
+    special: Whether it marks something rather than stands for text.
+    start: Its first character in the text; None for a special one, and where the vocabulary does not tell.
+    stop: The character after its last.
+    """
+
+    id: int
+    text: str
+    special: bool
+    start: int | None = None
+    stop: int | None = None
 
 
 class Tokenizer:
@@ -130,6 +147,29 @@ class Tokenizer:
         """Put the special tokens around the ids of one text, ``(n,) int32``."""
         return np.concatenate((self.first, ids, self.last))
 
+    def pieces(self, text: str, *, special: bool = True) -> list[Piece]:
+        """Show the tokens of one text of any length, with the special ones around it unless `special` is off.
+
+        Raises as `encode` does.
+        """
+        checked([text])
+        inner = [self._piece(int(id), *span) for id, *span in self._vocabulary.spans(text)]
+        if not special:
+            return inner
+        first, last = ([self._piece(int(id)) for id in ids] for ids in (self.first, self.last))
+        return [*first, *inner, *last]
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of token ids, special tokens written out only with `special`.
+
+        What the tokenizer dropped, such as capital letters, does not come back.
+
+        Raises:
+            InvalidToken: An id is not in the vocabulary.
+        """
+        self._check_known(0, ids)
+        return self._vocabulary.decode(ids, special)
+
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> NDArray[np.int32]:
         """Find the tokens of parts of a text.
 
@@ -159,8 +199,7 @@ class Tokenizer:
                 raise EmptyInput(index)
             if len(ids) > self.limit:
                 raise TextTooLong(index, len(ids), self.limit)
-            if not 0 <= min(ids) <= max(ids) < self.n_vocab:
-                raise InvalidToken(index, next(i for i in ids if not 0 <= i < self.n_vocab), self.n_vocab)
+            self._check_known(index, ids)
             checked.append(np.array(ids, np.int32))
         return checked
 
@@ -174,6 +213,14 @@ class Tokenizer:
         )
         check_number("truncate", truncate, allowed, self.n_special + 1, self.limit)
         return int(truncate)
+
+    def _check_known(self, index: int, ids: Sequence[int]) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
+            raise InvalidToken(index, next(i for i in ids if not 0 <= i < self.n_vocab), self.n_vocab)
+
+    def _piece(self, id: int, start: int | None = None, stop: int | None = None) -> Piece:
+        special = bool(c_api.llama_vocab_is_control(self._weights.vocab, id))
+        return Piece(id, self._vocabulary.text(id), special, start, stop)
 
     def _check_head(self, index: int, text: str) -> None:
         """Refuse a text whose head alone has too many tokens."""
@@ -208,6 +255,14 @@ class _Vocabulary(Protocol):
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]: ...
 
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]: ...
+
+    def spans(self, text: str) -> Iterator[tuple[int, int | None, int | None]]:
+        """Give each token with its first character and the one after its last, if they are known."""
+
+    def text(self, id: int) -> str:
+        """Return what the vocabulary has for a token."""
+
+    def decode(self, ids: Sequence[int], special: bool) -> str: ...
 
 
 class LlamaTokenize:
@@ -244,6 +299,32 @@ class LlamaTokenize:
         for start, end in spans:
             first, last = (len(text[:place].encode()) for place in (start, end))
             yield bisect.bisect_right(ends, first) if start else 0, bisect.bisect_left(starts, last, hi=len(ends))
+
+    def spans(self, text: str) -> Iterator[tuple[int, int | None, int | None]]:
+        ids = self.one(text)
+        ends = self._ends(text, ids) if self._keeps_bytes else None
+        if ends is None:
+            yield from ((int(id), None, None) for id in ids)
+            return
+        # A token may end inside a character, which then belongs to it and to the next.
+        n_bytes = list(itertools.accumulate(len(character.encode()) for character in text))
+        start = 0
+        for id, end in zip(ids, ends, strict=True):
+            yield int(id), bisect.bisect_right(n_bytes, start), bisect.bisect_left(n_bytes, end) + (end > 0)
+            start = max(end, 0)
+
+    def text(self, id: int) -> str:
+        return self._piece(id).decode(errors="replace")
+
+    def decode(self, ids: Sequence[int], special: bool) -> str:
+        tokens = np.array(ids, np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
+        data = ctypes.create_string_buffer(16 * len(tokens) + 16)
+        n = c_api.llama_detokenize(self._vocab, pointer, len(tokens), data, len(data), not special, special)
+        if n < 0:  # -n is the room it wanted
+            data = ctypes.create_string_buffer(-n)
+            n = c_api.llama_detokenize(self._vocab, pointer, len(tokens), data, len(data), not special, special)
+        return data.raw[:n].decode(errors="replace")
 
     def _ends(self, text: str, ids: Tokens) -> list[int] | None:
         """Return where in the text's bytes each token ends; None if tokens are not just the text's bytes."""
@@ -322,6 +403,7 @@ class WordPiece:
             strip_accents=values.get("tokenizer.ggml.normalizer.strip_accents"),
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.decoder = decoders.WordPiece()
         self._tokenizer.add_special_tokens(
             [tokenizers.AddedToken(piece, special=True, normalized=False) for piece in added]
         )
@@ -336,6 +418,17 @@ class WordPiece:
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         for start, end in spans:
             yield bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)
+
+    def spans(self, text: str) -> Iterator[tuple[int, int | None, int | None]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            yield id, start, stop
+
+    def text(self, id: int) -> str:
+        return self._tokenizer.id_to_token(id) or ""
+
+    def decode(self, ids: Sequence[int], special: bool) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
 
 
 def _has_capitals(pieces: Sequence[str], special: Iterable[str]) -> bool:

@@ -118,7 +118,7 @@ def running_server(log: Path, *flags: str, ready: bool = True) -> Iterator[Serve
     family: list[psutil.Process] = [server.process]
     try:
         wait_until(lambda: "listening on" in log.read_text() or server.process.poll() is not None, "it listens")
-        found = re.search(r"listening on (\S+)", log.read_text())
+        found = re.search(r"listening on (http://[\d.:\[\]a-f]+)", log.read_text())
         assert found, log.read_text()
         server.url = found[1]
         if ready:

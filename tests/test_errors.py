@@ -2,7 +2,6 @@
 
 import pickle
 
-import orjson
 import pytest
 from embellama_server import api
 
@@ -63,8 +62,8 @@ def test_the_examples_and_the_tree_are_whole() -> None:
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=repr)
 def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) -> None:
-    status, headers, body = api.error_response(error)
-    told = orjson.loads(b"".join(body))["error"]
+    problem, headers = api.problem(error)
+    status, told = problem.status, api.refuse(problem)["error"]
     if type(error) in STATUSES:
         assert (status, told["code"]) == STATUSES[type(error)]
     assert {"message", "type", "param", "code"} <= told.keys()
@@ -77,6 +76,6 @@ def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) 
 
 
 def test_an_unexpected_error_tells_no_details() -> None:
-    status, _, body = api.error_response(RuntimeError("secret"))
-    assert status == 500
-    assert b"secret" not in b"".join(body)
+    problem, _ = api.problem(RuntimeError("secret"))
+    assert problem.status == 500
+    assert "secret" not in str(api.refuse(problem))

@@ -31,6 +31,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: zipfile.ZipFile) 
     expected = {f"embellama/{path.name}" for path in (ROOT / "embellama").iterdir() if path.is_file()}
     server = ROOT / "server" / "embellama_server"
     expected |= {f"embellama_server/{path.name}" for path in server.iterdir() if path.is_file()}
+    expected |= {f"embellama_server/dialects/{path.name}" for path in (server / "dialects").glob("*.py")}
     assert found == expected
     assert {"embellama/py.typed", "embellama_server/py.typed"} <= found
 

@@ -123,7 +123,10 @@ def test_models_and_health_tell_what_is_served(server: Server, client: openai.Op
     (model,) = client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("minilm", "model", "embellama")
     health = httpx.get(f"{server.url}/health")
-    assert (health.status_code, health.json()) == (200, {"status": "ok", "workers": {"ready": 2, "total": 2}})
+    picture = health.json()
+    assert (health.status_code, picture["status"]) == (200, "ok")
+    assert picture["workers"] == {"ready": 2, "total": 2, "restarts": 0}
+    assert picture["waiting"] == {"requests": 0, "tokens": 0}
 
 
 def test_each_worker_is_a_process_of_its_own(server: Server) -> None:

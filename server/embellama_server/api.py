@@ -1,13 +1,14 @@
-"""What goes over the wire: OpenAI's embeddings contract, its answers and its errors.
+"""What every dialect needs: bodies read, errors named, vectors written.
 
-bytes ── parse ──► EmbeddingsRequest ── … ──► rows ── encode ──► bytes
-                                   any error ── error_body ──► bytes, status, headers
+bytes ── Parser ──► a dialect's request type
+errors ── problem ──► Problem, status and headers
+vectors ── Encoding ──► floats, base64 or bytes, of one dtype or several
 """
 
 import base64
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -15,20 +16,15 @@ import orjson
 from numpy.typing import NDArray
 
 from embellama import errors
-from embellama.errors import EmbellamaError, InputError
+from embellama.calls import Calls
+from embellama.errors import EmbellamaError, InputError, InvalidOption
+from embellama.outputs import Dtype, quantize
+from embellama.tokenizer import Truncate
+from embellama_server.work import Done, Problem
 
 MAX_INPUTS = 2048  # OpenAI's limit
 
-
-class EmbeddingsRequest(msgspec.Struct):
-    """Body of ``POST /v1/embeddings``; fields it does not know are ignored, as OpenAI does."""
-
-    model: str
-    # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `items` does.
-    input: str | list[str | int | list[int]]
-    encoding_format: Literal["float", "base64"] | None = None  # None is float, as OpenAI's null
-    dimensions: int | None = None
-    user: str | None = None
+Request = TypeVar("Request")
 
 
 class BadRequest(InputError):
@@ -40,6 +36,10 @@ class BadRequest(InputError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class TooManyTokens(BadRequest):
+    """The texts of one request have more tokens than a request may have."""
 
 
 class BodyTooLarge(BadRequest):
@@ -67,6 +67,7 @@ class MethodNotAllowed(BadRequest):
 STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.InputError: (400, "invalid_request_error", None),
     errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    TooManyTokens: (400, "invalid_request_error", "max_tokens_per_request"),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     NotFound: (404, "invalid_request_error", "not_found"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
@@ -80,91 +81,165 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     Exception: (500, "server_error", "internal_error"),
 }
 
-_decoder = msgspec.json.Decoder(EmbeddingsRequest)
+
+def problem(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """Say what an error is to a client, and the headers that go with it; what is not ours tells no details."""
+    status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    index = getattr(error, "index", None)
+    param = getattr(error, "option", None) or getattr(error, "param", None)
+    if isinstance(error, errors.ModelNotFound):
+        param = "model"
+    message = _short(str(error)) if isinstance(error, EmbellamaError) else "internal error"
+    # OpenAI's SDK obeys it, up to a minute.
+    headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
+    return Problem(status, message, type_, code, "input" if index is not None else param, index), headers
 
 
-def parse(body: bytes) -> EmbeddingsRequest:
-    """Decode and check a request body.
+def refuse(problem: Problem) -> dict[str, Any]:
+    """Make OpenAI's error body, which also is ours wherever no dialect has its own."""
+    fields = msgspec.structs.asdict(problem)
+    del fields["status"]
+    if problem.index is None:
+        del fields["index"]
+    return {"error": fields}
+
+
+class Parser(Generic[Request]):
+    """Reads bodies of one type."""
+
+    def __init__(self, kind: type[Request], **allowed: str):
+        """Prepare to read `kind`; `allowed` says for a field what its values may be, for messages."""
+        self._decoder = msgspec.json.Decoder(kind)
+        self._allowed = allowed
+
+    def __call__(self, body: bytes) -> Request:
+        """Decode and check a body.
+
+        Raises:
+            BadRequest: It is not JSON, or a field is missing or of the wrong type; `param` names the field.
+        """
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            reason, _, where = str(error).partition(" - at `$.")
+            param = where.rstrip("`").partition("[")[0] or _field_in(reason)
+            allowed = f"; it must be {self._allowed[param]}" if param in self._allowed else ""
+            raise BadRequest(f"{param}: {reason}{allowed}" if where else reason, param) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body is not valid JSON: {error}") from None
+
+
+def items(value: str | Sequence[Any], param: str = "input") -> list[str] | list[list[int]]:
+    """Return texts or token ids as a list: of texts, or of lists of token ids.
 
     Raises:
-        BadRequest: It is not JSON, or a field is missing or of the wrong type; `param` names the field.
-    """
-    try:
-        request = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        reason, _, where = str(error).partition(" - at `$.")
-        param = where.rstrip("`").partition("[")[0] or _field_in(reason)
-        allowed = "; it must be 'float' or 'base64'" if param == "encoding_format" else ""
-        raise BadRequest(f"{param}: {reason}{allowed}" if where else reason, param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
-    if request.input == "" or request.input == []:
-        raise BadRequest("input is empty; it must be a text, token ids, or a list of either", "input")
-    return request
-
-
-def items(value: str | list[Any]) -> list[str] | list[list[int]]:
-    """Return what `input` holds as a list: of texts, or of lists of token ids.
-
-    Raises:
-        BadRequest: It mixes kinds, or holds more than `MAX_INPUTS`.
+        BadRequest: There is nothing, kinds are mixed, or there are more than `MAX_INPUTS`.
     """
     if isinstance(value, str):
-        return [value]
+        value = [value]
+    if value in ([""], []):
+        raise BadRequest(f"{param} is empty; it must be a text, token ids, or a list of either", param)
+    value = list(value)
     kinds = {type(item) for item in value}
     if len(kinds) > 1:
-        raise BadRequest("input mixes texts and token ids; it must be all of one kind", "input")
+        raise BadRequest(f"{param} mixes texts and token ids; it must be all of one kind", param)
     if kinds == {int}:
         return [value]
     if len(value) > MAX_INPUTS:
-        raise BadRequest(f"input has {len(value)} items; the limit is {MAX_INPUTS}", "input")
+        raise BadRequest(f"{param} has {len(value)} items; the limit is {MAX_INPUTS}", param)
     return value
 
 
-def encode(rows: NDArray[Any], encoding_format: str | None, model: str, n_tokens: int) -> Iterator[bytes]:
-    """Write the answer, in pieces small enough for an event loop: each takes a few milliseconds at most.
+def truncation(value: bool | int | str | None, param: str = "truncate") -> Truncate:
+    """Read how texts are cut: ours, or a dialect's "END" or true; None and false cut nothing."""
+    if value is None or value is False:
+        return "none"
+    if value is True:
+        return "end"
+    if isinstance(value, str):
+        value = value.lower()
+        if value not in ("none", "end", "start"):
+            raise InvalidOption(param, f"is {value!r}; it must be none, end, start, true, false or a number of tokens")
+    return value  # type: ignore[return-value]
 
-    base64 is of the row's little-endian float32, as OpenAI's.
+
+# What the dialects call the two sides of a search.
+_QUERIES = {"query", "search_query", "retrieval.query"}
+_DOCUMENTS = {"document", "passage", "search_document", "retrieval.passage"}
+
+
+def prompt_of(calls: Calls, name: str | None) -> str | None:
+    """Find the model's prompt for a dialect's word: its own of that name, or query's or document's."""
+    if not name or name in calls.prompts.names:
+        return name or None
+    return "query" if name in _QUERIES else "document" if name in _DOCUMENTS else name
+
+
+class Encoding(NamedTuple):
+    """How vectors are written into an answer.
+
+    dtypes: Each name as the client wrote it, and what it means.
+    as_base64: Of the little-endian bytes of a row, as OpenAI's.
+    several: Whether each vector is an object with a value for each name, even if there is one.
     """
-    yield b'{"object":"list","data":['
-    for start in range(0, len(rows), ROWS_A_PIECE):
-        items = [
-            {"object": "embedding", "index": start + i, "embedding": row}
-            for i, row in enumerate(_encoded(rows[start : start + ROWS_A_PIECE], encoding_format))
-        ]
-        yield (b"," if start else b"") + orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    yield b'],"model":%s,"usage":%s}' % (orjson.dumps(model), orjson.dumps(usage))
+
+    dtypes: dict[str, Dtype]
+    as_base64: bool = False
+    several: bool = False
+
+    @classmethod
+    def of(cls, names: str | list[str] | None, as_base64: bool = False, param: str = "output_dtype") -> "Encoding":
+        """Read what a client asked for: one name, or several; None is float32."""
+        if names is None:
+            return cls({"float": "float32"}, as_base64)
+        several = not isinstance(names, str)
+        wanted = [names] if isinstance(names, str) else names
+        if not wanted:
+            raise InvalidOption(param, "is an empty list; leave it out, or name a dtype")
+        if "base64" in wanted:  # Jina's word for floats in base64
+            as_base64 = True
+        dtypes: dict[str, Dtype] = {}
+        for name in wanted:
+            dtype = "float32" if name in ("float", "base64") else name
+            if dtype not in get_args(Dtype):
+                raise InvalidOption(param, f"is {name!r}; it must be one of float, {', '.join(get_args(Dtype))}")
+            dtypes[name] = dtype  # type: ignore[assignment]
+        return cls(dtypes, as_base64, several)
+
+    def rows(self, vectors: NDArray[Any], limit: float) -> list[Any]:
+        """Write some rows, as orjson takes them; `limit` is int8's (`embellama.outputs.quantize`)."""
+        if not self.several:
+            [dtype] = self.dtypes.values()
+            return self._rows(vectors, dtype, limit)
+        columns = {name: self._rows(vectors, dtype, limit) for name, dtype in self.dtypes.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _rows(self, vectors: NDArray[Any], dtype: Dtype, limit: float) -> list[Any]:
+        rows = little_endian(quantize(vectors, dtype, limit))
+        return [base64.b64encode(row).decode() for row in rows] if self.as_base64 else list(rows)
+
+
+def little_endian(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return rows as their bytes are sent, whatever this machine's order."""
+    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
 
 
 # 64 rows of 1024 floats take orjson about 2 ms.
 ROWS_A_PIECE = 64
 
 
-def _encoded(rows: NDArray[Any], encoding_format: str | None) -> list[Any]:
-    if encoding_format == "base64":
-        return [base64.b64encode(row).decode() for row in np.ascontiguousarray(rows, "<f4")]
-    return list(np.ascontiguousarray(rows))
+def listed(vectors: NDArray[Any], encoding: Encoding, done: Done, wrap: Any = None) -> Iterator[bytes]:
+    """Write vectors as the inside of a JSON list, in pieces; `wrap` makes each one's item of its index and value."""
+    for start in range(0, len(vectors), ROWS_A_PIECE):
+        rows = encoding.rows(vectors[start : start + ROWS_A_PIECE], done.config.int8_limit)
+        if wrap:
+            rows = [wrap(start + i, row) for i, row in enumerate(rows)]
+        yield (b"," if start else b"") + dumps(rows)[1:-1]
 
 
-def error_response(error: Exception) -> tuple[int, dict[str, str], list[bytes]]:
-    """Turn an error into status, headers and OpenAI's error body; what is not ours tells no details."""
-    status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-    index = getattr(error, "index", None)
-    param = getattr(error, "option", None) or getattr(error, "param", None)
-    if isinstance(error, errors.ModelNotFound):
-        param = "model"
-    body: dict[str, Any] = {
-        "message": _short(str(error)) if isinstance(error, EmbellamaError) else "internal error",
-        "type": type_,
-        "param": "input" if index is not None else param,
-        "code": code,
-    }
-    if index is not None:
-        body["index"] = index
-    # OpenAI's SDK obeys it, up to a minute.
-    headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
-    return status, headers, [orjson.dumps({"error": body})]
+def dumps(value: Any) -> bytes:
+    """Write JSON; NumPy's arrays as lists."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _short(message: str, most: int = 1000) -> str:

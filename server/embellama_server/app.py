@@ -1,33 +1,41 @@
-"""The HTTP front: one way in, one way out.
+"""The HTTP front: one way in for every dialect, one way out.
 
-POST /v1/embeddings ──► read body ──► parse ──► tokenise ──► Dispatcher.submit ──► cut, encode ──► answer
-                           │            │          │               │
-                        408, 413     400, 404     400        503, 504, 500        (api.STATUSES)
+POST, any dialect ──► read body ──► parse ──► tokenise ──► Dispatcher.submit ──► write ──► answer
+                          │           │           │               │
+                       408, 413      400       400, 404      503, 504, 500          (api.STATUSES)
 
-GET /v1/models   what is served
-GET /health      503 until every worker is ready; later, 200 while any is
+A dialect (`dialects/`) turns a body into `Work`, and answers and errors into bytes; everything between is here.
+`pages.py` answers what needs no model: lists, health, descriptions.
 """
 
 import asyncio
 import contextlib
 import functools
 import logging
+import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from embellama.batch import Rows
 from embellama.calls import Call, Calls, Embeddings
-from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Unavailable
-from embellama_server import api
+from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
+from embellama.info import ModelInfo
+from embellama_server import api, dialects, pages
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
+from embellama_server.metrics import Metrics
+from embellama_server.trip import Trip
+from embellama_server.work import Endpoint, Reply, Stream, Work
 
 logger = logging.getLogger("embellama.app")
 
@@ -35,21 +43,44 @@ logger = logging.getLogger("embellama.app")
 # takes as long. With 1,000, two hundred requests arriving at once stalled the loop for 80 ms.
 INLINE_CHARACTERS = 256
 
-JSON = (b"content-type", b"application/json")
+# Texts of a streamed reply that are asked of the pool together: enough for some batches of short ones.
+STREAMED_TEXTS = 64
+
+# Such parts of one reply that are at the pool at a time, so that no worker waits for the client to read.
+STREAMED_PARTS = 4
+
+# How long a streamed reply waits before it asks again whether there is room for its next part.
+FULL_S = 0.05
+
+# What a call without texts has to finish: it only needed the tokenizer.
+NO_ROWS: Rows = np.empty((0, 0), np.float32)
+
+
+class Model(NamedTuple):
+    """A model that is served."""
+
+    config: ServerConfig
+    calls: Calls
+    info: ModelInfo
+    dispatcher: Dispatcher
+    created: int  # its file's time, in seconds since 1970
 
 
 class Server:
-    """What the routes share."""
+    """What the endpoints share.
 
-    def __init__(self, config: ServerConfig, calls: Calls, dispatcher: Dispatcher, dim: int, created: int):
+    Attributes:
+        config: The server's settings; each model has its own beside them.
+        models: By name, the first one being what requests get that name none.
+        names: Every name and alias of a model.
+    """
+
+    def __init__(self, config: ServerConfig, models: list[Model], metrics: Metrics):
         self.config = config
-        self.calls = calls
-        self.dispatcher = dispatcher
-        self.dim = dim
-        self.created = created
-        # One thread: with the workers busy there is no core for a second, which would only take turns with the loop.
-        self.tokenizing = ThreadPoolExecutor(1, "tokenize")
-        self.n_tokenizing = 0  # requests at that thread, waiting or not
+        self.models = {model.config.model_name: model for model in models}
+        self.names = {alias: model for model in models for alias in (model.config.model_name, *model.config.aliases)}
+        self.metrics = metrics
+        self.tokenizing = _Tokenizing(config)
         self.reading: set[asyncio.Timeout] = set()  # of requests whose body is still coming
         self.stopping = False
         self.n_unanswered = 0  # requests that were here when the server stopped, and were not answered in time
@@ -57,12 +88,9 @@ class Server:
 
     def app(self) -> Starlette:
         """Build the ASGI application."""
+        endpoints = [Route(each.path, _Way(self, each), methods=["POST"]) for each in dialects.ENDPOINTS]
         app = Starlette(
-            routes=[
-                Route("/v1/embeddings", _Embeddings(self), methods=["POST"]),
-                Route("/v1/models", self.models, methods=["GET"]),
-                Route("/health", self.health, methods=["GET"]),
-            ],
+            routes=[*endpoints, *pages.routes(self)],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         )
         app.router.redirect_slashes = False
@@ -74,45 +102,96 @@ class Server:
         for patience in self.reading:
             patience.reschedule(asyncio.get_running_loop().time())
 
-    async def models(self, _: Request) -> Response:
-        model = {"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "embellama"}
-        return _json({"object": "list", "data": [model]})
+    def model(self, name: str | None) -> Model:
+        """Find a model by name or alias; raises `ModelNotFound`."""
+        if name is None:
+            return next(iter(self.models.values()))
+        try:
+            return self.names[name]
+        except KeyError:
+            raise ModelNotFound(name, list(self.names)) from None
 
-    async def health(self, _: Request) -> Response:
-        pool = self.dispatcher
-        body: dict[str, Any] = {"status": pool.status, "workers": {"ready": pool.n_ready, "total": pool.n_workers}}
-        if pool.trouble:
-            body["reason"] = pool.trouble
-        return _json(body, 200 if pool.status in ("ok", "degraded") else 503)
+    def check_room(self) -> None:
+        """Raise what every pool would raise now, whatever the request."""
+        for i, model in enumerate(self.models.values(), 1):
+            try:
+                return model.dispatcher.check_room()
+            except (Overloaded, Unavailable):
+                if i == len(self.models):
+                    raise
 
 
-class _Embeddings:
-    """``POST /v1/embeddings``, as plain ASGI: the one hot path."""
+class _Tokenizing:
+    """One thread that tokenises what is too much for the event loop.
 
-    def __init__(self, server: Server):
+    One, because with the workers busy there is no core for a second, which would only take turns with the loop.
+    """
+
+    def __init__(self, config: ServerConfig):
+        self._most, self._timeout_ms = config.queue_size, config.timeout_ms
+        self._thread = ThreadPoolExecutor(1, "tokenize")
+        self._n_waiting = 0
+        self._n_characters = 0  # of those waiting
+        self._s_a_character = 0.0  # lately
+
+    async def run(self, ask: Callable[[], Call[Any]], n_characters: int, deadline: float) -> Call[Any]:
+        """Do it in the thread.
+
+        Raises:
+            Overloaded: Too many wait already, or it would be too late.
+            DeadlineExceeded: It is too late.
+        """
+        loop = asyncio.get_running_loop()
+        if self._n_waiting >= self._most:
+            raise Overloaded(f"{self._n_waiting} requests are waiting to be tokenised, the most allowed")
+        wait = self._n_characters * self._s_a_character
+        if wait > deadline - loop.time():
+            raise Overloaded(f"{self._n_characters} characters are waiting to be tokenised, {wait:.1f} s of work", wait)
+
+        def timed() -> tuple[Call[Any], float]:
+            start = time.perf_counter()
+            call = ask()
+            return call, time.perf_counter() - start
+
+        self._n_waiting += 1
+        self._n_characters += n_characters
+        try:
+            async with asyncio.timeout_at(deadline):
+                call, seconds = await loop.run_in_executor(self._thread, timed)
+        except TimeoutError:
+            raise DeadlineExceeded(self._timeout_ms) from None
+        finally:
+            self._n_waiting -= 1
+            self._n_characters -= n_characters
+        pace = seconds / max(n_characters, 1)
+        self._s_a_character = 0.9 * self._s_a_character + 0.1 * pace if self._s_a_character else pace
+        return call
+
+
+class _Way:
+    """The way of a request, as plain ASGI."""
+
+    def __init__(self, server: Server, endpoint: Endpoint):
         self._server = server
+        self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with _Held(self._server) as held:
-            response = await self._response(scope, receive, held)
-            if response:
-                held.add(sum(map(len, response[2])))
+        with _Held(self._server) as held, Trip(self._server.metrics, self._endpoint.path, scope, send) as trip:
+            if reply := await self._reply(scope, receive, held, trip):
                 # Cancelled when uvicorn's patience at shutdown is over: the client does not read.
                 with contextlib.suppress(asyncio.CancelledError):
-                    await _respond(send, *response)
+                    await trip.send(reply, await _pieces(reply, held))
 
-    async def _response(
-        self, scope: Scope, receive: Receive, held: "_Held"
-    ) -> tuple[int, dict[str, str], list[bytes]] | None:
-        """Return status, headers and body in pieces, or None when the client has hung up: nobody to answer."""
+    async def _reply(self, scope: Scope, receive: Receive, held: "_Held", trip: Trip) -> Reply | None:
+        """Return the reply, or None when it was sent as a stream, or the client has hung up: nobody to answer."""
         deadline = asyncio.get_running_loop().time() + self._server.config.timeout_ms / 1000
         watch = None
         try:
             _check_encoding(scope)
-            self._server.dispatcher.check_room()  # before work on what cannot be taken
-            request = api.parse(await self._read(scope, receive, deadline, held))
+            self._server.check_room()  # before work on what cannot be taken
+            work = self._endpoint.parse(await self._read(scope, receive, deadline, held), trip.accept)
             watch = _cancel_when_gone(receive)
-            return 200, {}, await self._answer(request, deadline, held)
+            return await self._work(work, deadline, held, trip)
         except ClientGone:
             return None
         except asyncio.CancelledError:
@@ -120,52 +199,89 @@ class _Embeddings:
                 return None
             # Not by the client: uvicorn's patience at shutdown is over.
             self._server.n_unanswered += 1
-            return api.error_response(Unavailable("the server is shutting down"))
+            return self._refuse(Unavailable("the server is shutting down"))
         except Exception as error:
             if not isinstance(error, EmbellamaError):
                 logger.exception("unexpected error")
             if watch and self._server.stopping and isinstance(error, Unavailable):
                 self._server.n_unanswered += 1
-            return api.error_response(error)
+            return self._refuse(error)
         finally:
             if watch:
                 watch.cancel()
 
-    async def _answer(self, request: api.EmbeddingsRequest, deadline: float, held: "_Held") -> list[bytes]:
-        server = self._server
-        if request.model != server.config.model_name:
-            raise ModelNotFound(request.model, [server.config.model_name])
-        call = await self._call(request, deadline)
-        request.input = ""  # while it waits for a worker, its tokens are enough
-        n_tokens = sum(map(len, call.tokens))
-        held.check(4 * n_tokens + 4 * server.dim * len(call.tokens))
-        vectors = call.finish(await server.dispatcher.submit(call, deadline)).vectors
-        pieces = []
-        for piece in api.encode(vectors, request.encoding_format, request.model, n_tokens):
-            pieces.append(piece)
-            if len(vectors) > api.ROWS_A_PIECE:
-                await asyncio.sleep(0)
-        return pieces
+    async def _work(self, work: Work, deadline: float, held: "_Held", trip: Trip) -> Reply | None:
+        model = self._server.model(work.model)
+        trip.model, trip.n_characters = model.info.name, work.n_characters
+        call = await self._call(model, work, deadline)
+        work = work._replace(ask=_asked)  # while they wait for a worker, the texts' tokens are enough
+        trip.tokenized(call)
+        held.check(4 * trip.n_tokens + 4 * model.info.dim * len(call.tokens))
+        if work.stream:
+            await self._stream(model, call, work.stream, deadline, trip)
+            return None
+        rows = await model.dispatcher.submit(call, deadline, trip.times) if call.tokens else NO_ROWS
+        trip.computed()
+        answer = call.finish(rows)
+        trip.n_truncated = int(np.count_nonzero(getattr(answer, "n_cut", ())))
+        return work.write(answer, trip.done(model))
 
-    async def _call(self, request: api.EmbeddingsRequest, deadline: float) -> Call[Embeddings]:
-        """Make the call of a request: on the event loop if it is short, else in the tokenising thread."""
-        server = self._server
-        items: list[Any] = api.items(request.input)
-        encode: Any = server.calls.encode if isinstance(items[0], str) else server.calls.encode_ids
-        work = functools.partial(encode, items, dimensions=request.dimensions)
-        if sum(map(len, items)) <= INLINE_CHARACTERS:
-            return work()  # type: ignore[no-any-return]
-        if server.n_tokenizing >= server.config.queue_size:
-            reason = f"{server.n_tokenizing} requests are waiting to be tokenised, the most allowed"
-            raise server.dispatcher.overloaded(reason)
-        server.n_tokenizing += 1
+    async def _stream(self, model: Model, call: Call[Embeddings], stream: Stream, deadline: float, trip: Trip) -> None:
+        """Compute a call in parts, a few at a time, and send each when it is there."""
+        loop = asyncio.get_running_loop()
+        starts = deque(range(0, len(call.tokens), STREAMED_TEXTS))
+        running: deque[tuple[int, asyncio.Future[Rows]]] = deque()
         try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.get_running_loop().run_in_executor(server.tokenizing, work)
-        except TimeoutError:
-            raise DeadlineExceeded(server.config.timeout_ms) from None
+            while starts or running:
+                try:
+                    while starts and len(running) < STREAMED_PARTS:
+                        part = call.part(starts[0], starts[0] + STREAMED_TEXTS)
+                        running.append((starts[0], model.dispatcher.submit(part, deadline, trip.times)))
+                        starts.popleft()
+                except Overloaded:
+                    if not trip.sending or (not running and loop.time() > deadline):
+                        raise
+                    if not running:  # accepted is accepted: the room will not stay full
+                        await asyncio.sleep(FULL_S)
+                        continue
+                start, future = running.popleft()
+                answer = call.finish(await future)
+                trip.n_truncated = int(np.count_nonzero(answer.n_cut))
+                rows = stream.rows(answer, start, trip.done(model))
+                await trip.send_part(stream.content_type, rows)
+            trip.computed()
+            await trip.send_part(stream.content_type, stream.end(trip.done(model)), last=True)
+        except Exception as error:
+            if not trip.sending:
+                raise
+            problem, _ = api.problem(error)
+            trip.failed(problem.status)
+            line = api.dumps(self._endpoint.refuse(problem)) + b"\n"
+            await trip.send_part(stream.content_type, line, last=True)
         finally:
-            server.n_tokenizing -= 1
+            for _, future in running:
+                future.cancel()
+
+    async def _call(self, model: Model, work: Work, deadline: float) -> Call[Any]:
+        """Make the call of a request: on the event loop if it is short, else in the tokenising thread."""
+        config = self._server.config
+        if work.n_characters <= INLINE_CHARACTERS:
+            call = work.ask(model.calls)
+        else:
+            ask = functools.partial(work.ask, model.calls)
+            call = await self._server.tokenizing.run(ask, work.n_characters, deadline)
+        n_tokens = sum(map(len, call.tokens))
+        if n_tokens > config.max_request_tokens:
+            raise api.TooManyTokens(
+                f"the request has {n_tokens} tokens in {len(call.tokens)} texts; "
+                f"the limit is {config.max_request_tokens} for one request",
+                "input",
+            )
+        return call
+
+    def _refuse(self, error: Exception) -> Reply:
+        problem, headers = api.problem(error)
+        return Reply(iter([api.dumps(self._endpoint.refuse(problem))]), headers=headers, status=problem.status)
 
     async def _read(self, scope: Scope, receive: Receive, deadline: float, held: "_Held") -> bytes:
         server = self._server
@@ -201,6 +317,20 @@ class _Embeddings:
         raise api.BodyTooLarge(f"the body has {max(n_declared, n_read)} bytes or more; the limit is {limit}")
 
 
+async def _pieces(reply: Reply, held: "_Held") -> list[bytes]:
+    """Write a reply, with the event loop free between pieces."""
+    pieces = [next(reply.pieces)]
+    for piece in reply.pieces:
+        await asyncio.sleep(0)
+        pieces.append(piece)
+    held.add(sum(map(len, pieces)))
+    return pieces
+
+
+def _asked(_: Calls) -> Call[Any]:
+    raise AssertionError("a request is asked once")
+
+
 class _Held:
     """The bytes one request holds: its body, its tokens, its rows, its answer."""
 
@@ -216,8 +346,7 @@ class _Held:
         """Add bytes, or raise `Overloaded` if that is more than may be held at once; a lone request may hold any."""
         total, most = self._server.n_held_bytes, self._server.config.queue_bytes
         if total > self._n_bytes and total + n_bytes > most:
-            reason = f"{total} bytes of requests are held already; {most} are the most allowed"
-            raise self._server.dispatcher.overloaded(reason)
+            raise Overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")
         self.add(n_bytes)
 
     def __enter__(self) -> "_Held":
@@ -251,27 +380,15 @@ def _cancel_when_gone(receive: Receive) -> "asyncio.Task[None]":
     return asyncio.create_task(watch())
 
 
-async def _respond(send: Send, status: int, headers: dict[str, str], pieces: list[bytes]) -> None:
-    head = [JSON, (b"content-length", str(sum(map(len, pieces))).encode())]
-    head += [(name.encode(), value.encode()) for name, value in headers.items()]
-    start: Message = {"type": "http.response.start", "status": status, "headers": head}
-    await send(start)
-    for i, piece in enumerate(pieces, 1):
-        await send({"type": "http.response.body", "body": piece, "more_body": i < len(pieces)})
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, "application/json")
-
-
 def _http_error(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses (an unknown path, a wrong method) in OpenAI's shape."""
+    """Answer what the router refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
     kind = api.MethodNotAllowed if error.status_code == 405 else api.NotFound
-    status, headers, body = api.error_response(kind(f"{request.method} {request.url.path}: {error.detail}"))
-    return Response(b"".join(body), status, {**headers, **(error.headers or {})}, "application/json")
+    return pages.refusal(kind(f"{request.method} {request.url.path}: {error.detail}"), headers)
 
 
 def _unexpected(_: Request, error: Exception) -> Response:
-    status, headers, body = api.error_response(error)
-    return Response(b"".join(body), status, headers, "application/json")
+    return pages.refusal(error)

@@ -12,11 +12,12 @@ from embellama_server.config import ServerConfig
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="embellama-server")
-@config_options(ServerConfig)
+@config_options(ServerConfig, file=True)
 def main(config: ServerConfig) -> None:
-    """Serve embeddings of one GGUF model over HTTP, to any OpenAI client.
+    """Serve embeddings of GGUF models over HTTP, to clients of OpenAI, Cohere, Jina, Voyage, Ollama and TEI.
 
-    The model is loaded by worker processes; requests wait for them in a bounded room.
+    Each model is loaded by worker processes of its own; requests wait for them in a bounded room. One model is named by
+    --model-path, several by tables [[models]] in the file of --config.
     """
     # Worker processes import this module to find their way: what they do not need is imported here.
     try:

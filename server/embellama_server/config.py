@@ -1,15 +1,30 @@
-"""How the server runs: the library's settings and its own."""
+"""How the server runs: the library's settings and its own.
 
-from typing import Annotated, Literal
+flags, variables, file ──► ServerConfig ──► pools ──► a ServerConfig for each model
+"""
+
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from embellama.config import EngineConfig
+from embellama.config import EngineConfig, convert
+from embellama.errors import ConfigError
+
+# What a model's own table may set beside the library's settings.
+POOL_FIELDS = ("aliases", "queue_size", "queue_tokens", "worker_timeout_ms", "max_worker_memory")
 
 
 class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the server runs. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.options`)."""
 
+    model_path: Annotated[str, Meta(pattern=r"^[^\0]*$", description="GGUF file to serve, if it is the only one.")] = ""
+    aliases: Annotated[
+        tuple[str, ...], Meta(description="More names to call the model by, such as one that a client insists on.")
+    ] = ()
+    models: Annotated[
+        tuple[dict[str, Any], ...],
+        Meta(description="Models to serve, each with settings of its own.", extra={"flag": ""}),
+    ] = ()
     host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     num_workers: Annotated[
@@ -32,6 +47,9 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         int,
         Meta(ge=1, description="Most bytes of requests and answers held at once; further requests are answered 503."),
     ] = 256 * 1024 * 1024
+    max_request_tokens: Annotated[
+        int, Meta(ge=1, description="Most tokens in all texts of one request; one with more is answered 400.")
+    ] = 300_000
     timeout_ms: Annotated[
         int, Meta(ge=1, description="Milliseconds a request may take, waiting included, before it is answered 504.")
     ] = 30_000
@@ -59,3 +77,50 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         Literal["debug", "info", "warning", "error"],
         Meta(description="Least severe messages to log; debug includes llama.cpp's own."),
     ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="How a line of the log is written.")] = "text"
+    access_log: Annotated[bool, Meta(description="Log every request.")] = False
+
+    def checked(self) -> "ServerConfig":
+        """Return this config with every field checked, and names and counts filled in.
+
+        Raises:
+            ConfigError: A field has the wrong type or is out of range, or there is no model.
+        """
+        if not self.models and not self.model_path:
+            raise ConfigError("no model to serve: give --model-path, or [[models]] in the file of --config")
+        if self.models and self.model_path:
+            raise ConfigError(f"model_path is {self.model_path!r}, but there are [[models]] too; give one or the other")
+        return super().checked()
+
+    def pools(self) -> "list[ServerConfig]":
+        """Return a config for each model, checked: the server's settings, with the model's own in their place.
+
+        Raises:
+            ConfigError: Two models have a name in common, or a model's setting is wrong.
+        """
+        if not self.models:
+            return [self.checked()]
+        shared = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_ONE_MODEL}
+        pools = [_pool(f"models[{i}]", table, shared) for i, table in enumerate(self.models)]
+        owners: dict[str, str] = {}
+        for pool in pools:
+            for name in {pool.model_name, *pool.aliases}:
+                if name in owners:
+                    raise ConfigError(f"{name!r} names two models, {owners[name]} and {pool.model_path}")
+                owners[name] = pool.model_path
+        return pools
+
+
+_OF_ONE_MODEL = ("model_path", "model_name", "aliases", "models")
+
+
+def _pool(where: str, table: dict[str, Any], shared: dict[str, Any]) -> ServerConfig:
+    for name in table:
+        if name not in (*EngineConfig.__struct_fields__, *POOL_FIELDS):
+            raise ConfigError(f"{where}.{name} is no setting of a model")
+    if not table.get("model_path"):
+        raise ConfigError(f"{where}.model_path is missing: it names the GGUF file to load")
+    try:
+        return convert({**shared, **table}, ServerConfig).checked()
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None

@@ -21,7 +21,8 @@ Everything runs on the event loop's thread, so there are no locks.
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unav
 from embellama.scheduler import Failure, Limits, Scheduler
 from embellama_server.config import ServerConfig
 from embellama_server.process import Launch
-from embellama_server.supervisor import TICK_S, Supervisor
+from embellama_server.supervisor import TICK_S, Supervisor, WorkerState
 
 logger = logging.getLogger("embellama.dispatcher")
 
@@ -44,30 +45,50 @@ CONVICTED_S = 600.0
 MAX_CONVICTED = 10_000
 
 # A request is taken if its estimated wait is at most this share of the time it has: the pool's rate drifts, and work on
-# what then comes too late is work lost. Smaller refuses more than need be.
-CAUTION = 0.85
+# what then comes too late is work lost; and shorter requests that come later may pass a long one.
+CAUTION = 0.7
 
 # The longest a refused client is asked to wait. With more to do than that, another server is the better advice.
 MAX_RETRY_AFTER_S = 60.0
 
 
+OnBatch = Callable[[int, int], None]
+
+
+class Times:
+    """When the first text of a request was given to a worker, on `time.monotonic`'s clock; 0 before that."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+
 class _Request:
-    def __init__(self, call: Call[Any], dim: int, future: "asyncio.Future[Rows]"):
+    def __init__(self, call: Call[Any], dim: int, future: "asyncio.Future[Rows]", times: Times):
         self.gathering = Gathering(call, dim)
         self.future = future
+        self.times = times
 
 
 class Dispatcher:
     """The scheduler between requests and the pool of worker processes."""
 
-    def __init__(self, config: ServerConfig, dim: int, canary: Tokens, launch: Launch | None = None):
+    def __init__(
+        self,
+        config: ServerConfig,
+        dim: int,
+        canary: Tokens,
+        launch: Launch | None = None,
+        on_batch: OnBatch = lambda n_texts, n_tokens: None,
+    ):
         """Prepare a pool for `config`, already checked.
 
         Args:
             dim: Length of a row.
             canary: What every worker must embed alike.
             launch: Starts a worker; by default a real process.
+            on_batch: Told of every batch that was computed: how many texts and tokens it had.
         """
+        self._on_batch = on_batch
         self._config = config
         self._dim = dim
         self._supervisor = Supervisor(config, canary, self, launch)
@@ -90,6 +111,26 @@ class Dispatcher:
     def n_workers(self) -> int:
         """Workers asked for."""
         return self._config.num_workers
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests waiting for a worker."""
+        return self._scheduler.n_waiting
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens waiting for a worker."""
+        return self._scheduler.waiting_tokens
+
+    @property
+    def n_restarts(self) -> int:
+        """Workers that died and were started again."""
+        return self._supervisor.n_restarts
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        """What the workers have done and use, by their places."""
+        return self._supervisor.states
 
     @property
     def n_open(self) -> int:
@@ -137,12 +178,13 @@ class Dispatcher:
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
 
-    def submit(self, call: Call[Any], deadline: float) -> "asyncio.Future[Rows]":
+    def submit(self, call: Call[Any], deadline: float, times: Times | None = None) -> "asyncio.Future[Rows]":
         """Compute a call's texts; cancelling the future drops what is still queued.
 
         Args:
             call: What to compute; at least one text.
             deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
+            times: Where to write when it happened.
 
         Returns:
             A future of the rows that `call.finish` takes.
@@ -160,7 +202,7 @@ class Dispatcher:
             id = self._scheduler.submit(n_tokens, deadline)
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
-        request = self._requests[id] = _Request(call, self._dim, self._loop.create_future())
+        request = self._requests[id] = _Request(call, self._dim, self._loop.create_future(), times or Times())
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         self._pump()
         return request.future
@@ -186,6 +228,7 @@ class Dispatcher:
     def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
         answer = self._scheduler.complete(batch, worker)
         self._pump()  # first: the worker is waiting
+        self._on_batch(len(texts.lengths), len(texts.tokens))
         ends = np.cumsum(texts.n_rows).tolist()
         for i, text in answer.rows:
             self._requests[text.request].gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
@@ -212,7 +255,11 @@ class Dispatcher:
 
     def _pump(self) -> None:
         for assignment in self._scheduler.assign():
-            calls = [self._requests[text.request].gathering.call for text in assignment.texts]
+            requests = [self._requests[text.request] for text in assignment.texts]
+            now = time.monotonic()
+            for request in requests:
+                request.times.started = request.times.started or now
+            calls = [request.gathering.call for request in requests]
             tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
             batch = Batch.join(tokens, [call.per_token for call in calls])
             self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch)

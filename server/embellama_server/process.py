@@ -34,6 +34,10 @@ class Process(Protocol):
     def memory(self) -> int:
         """Its resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
 
+    @property
+    def resident(self) -> int:
+        """Its resident memory in bytes; 0 where that is not known."""
+
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Give it a batch."""
 
@@ -81,11 +85,12 @@ class WorkerProcess:
 
     @property
     def memory(self) -> int:
-        try:
-            n_resident, n_shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
-        except (OSError, ValueError):
-            return 0
+        n_resident, n_shared = self._pages()
         return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
+
+    @property
+    def resident(self) -> int:
+        return self._pages()[0] * os.sysconf("SC_PAGESIZE")
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         self._channel.send(id, n_threads, batch)
@@ -98,6 +103,13 @@ class WorkerProcess:
 
     async def end(self) -> None:
         await asyncio.to_thread(self._end)
+
+    def _pages(self) -> tuple[int, int]:
+        try:
+            n_resident, n_shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
+        except (OSError, ValueError):
+            return 0, 0
+        return n_resident, n_shared
 
     def _end(self) -> None:
         self._process.join(STOP_S)

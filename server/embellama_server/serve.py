@@ -9,6 +9,7 @@ a model that does not load in a worker ──► the same, exit 1
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -19,15 +20,19 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import msgspec
 import uvicorn
 import uvloop
 
 from embellama.calls import Calls
 from embellama.errors import ConfigError, ModelLoadError
+from embellama.info import ModelInfo
 from embellama.weights import Weights
-from embellama_server.app import Server
+from embellama_server.app import Model, Server
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
+from embellama_server.logs import set_up_logging
+from embellama_server.metrics import Metrics
 from embellama_server.protocol import Protocol
 
 logger = logging.getLogger("embellama.server")
@@ -49,9 +54,9 @@ def serve(config: ServerConfig) -> None:
         ModelLoadError: The file cannot be loaded, or is no embedding model.
         click.ClickException: The address cannot be listened on.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(config)
     _raise_descriptor_limit()
-    front, dispatcher = build(config)
+    front = build(config)
     with _listen(config) as listener:
         http = _Http(
             front,
@@ -72,7 +77,8 @@ def serve(config: ServerConfig) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, http.handle_exit)
         host, port = listener.getsockname()[:2]
-        logger.info("serving %r from %s", config.model_name, config.model_path)
+        for model in front.models.values():
+            logger.info("serving %s", _described(model))
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         # What exists by now stays: the collector need not walk through it again and again.
         gc.collect()
@@ -80,7 +86,7 @@ def serve(config: ServerConfig) -> None:
         # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
         gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(http, listener, dispatcher))
+            runner.run(_run(http, listener))
 
 
 class _Http(uvicorn.Server):
@@ -102,48 +108,76 @@ class _Http(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build(config: ServerConfig) -> tuple[Server, Dispatcher]:
-    """Load the vocabulary, and make the front and the pool, not yet started, for a checked config.
+def build(config: ServerConfig) -> Server:
+    """Load the vocabularies, and make the front and its pools, not yet started, for a checked config.
 
     Raises:
-        ModelLoadError: The file cannot be loaded.
+        ConfigError: A model's settings are wrong, or there is too little memory.
+        ModelLoadError: A file cannot be loaded.
     """
     # Texts are tokenised by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    pools: dict[str, Dispatcher] = {}
+    metrics = Metrics(pools)
+    models = [_model(pool, metrics) for pool in config.pools()]
+    _check_memory(models)
+    pools |= {model.info.name: model.dispatcher for model in models}
+    return Server(config, models, metrics)
+
+
+def _model(config: ServerConfig, metrics: Metrics) -> Model:
     weights = Weights(config, vocab_only=True)
-    _check_memory(config, weights.header.n_bytes)
-    if weights.pooling in ("rank", "none"):
-        raise ModelLoadError(config.model_path, f"its pooling is {weights.pooling}, which gives no vector for a text")
+    if weights.pooling == "none":
+        raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
+    config = msgspec.structs.replace(config, pooling=weights.pooling)
     calls = Calls(config, weights)
+    info = ModelInfo.of(config, calls, weights)
     canary = calls.tokenizer.encode([CANARY], truncate="end").tokens[0]
-    dispatcher = Dispatcher(config, weights.dim, canary)
-    created = int(os.stat(config.model_path).st_mtime)
-    return Server(config, calls, dispatcher, weights.dim, created), dispatcher
+    on_batch = functools.partial(metrics.batch, info.name)
+    dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
+    return Model(config, calls, info, dispatcher, int(os.stat(config.model_path).st_mtime))
 
 
-async def _run(http: _Http, listener: socket.socket, dispatcher: Dispatcher) -> None:
-    """Serve until a signal, or until the model turns out not to load in a worker: then raise why."""
+def _described(model: Model) -> str:
+    info, config = model.info, model.config
+    aliases = f" (also {', '.join(config.aliases)})" if config.aliases else ""
+    return (
+        f"{info.name!r}{aliases}: {info.architecture}, {info.quantization}, {info.dim} dimensions, up to {info.n_ctx} "
+        f"tokens, pooling {info.pooling}, {config.num_workers} workers, from {info.path}"
+    )
+
+
+async def _run(http: _Http, listener: socket.socket) -> None:
+    """Serve until a signal, or until a model turns out not to load in a worker: then raise why."""
     loop, restarts = asyncio.get_running_loop(), set()
+    dispatchers = [model.dispatcher for model in http.front.models.values()]
+
+    async def restart_all() -> None:
+        for dispatcher in dispatchers:
+            await dispatcher.restart_workers()
 
     def restart_workers() -> None:
-        task = loop.create_task(dispatcher.restart_workers())
+        task = loop.create_task(restart_all())
         restarts.add(task)
         task.add_done_callback(restarts.discard)
 
     loop.add_signal_handler(signal.SIGHUP, restart_workers)
     try:
-        try:
-            failed = dispatcher.start()
-        except OSError as error:
-            raise click.ClickException(f"cannot start {dispatcher.n_workers} workers: {error.strerror}") from None
+        failures = []
+        for dispatcher in dispatchers:
+            try:
+                failures.append(dispatcher.start())
+            except OSError as error:
+                raise click.ClickException(f"cannot start {dispatcher.n_workers} workers: {error.strerror}") from None
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-        await asyncio.wait([serving, failed], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([serving, *failures], return_when=asyncio.FIRST_COMPLETED)
         http.should_exit = True
         await serving
-        if failed.done():
-            failed.result()
+        for failed in failures:
+            if failed.done():
+                failed.result()
     finally:
-        await dispatcher.close(at_once=http.force_exit)
+        await asyncio.gather(*(dispatcher.close(at_once=http.force_exit) for dispatcher in dispatchers))
         if http.front.n_unanswered:
             logger.error("%d accepted requests could not be answered in time; they got 503", http.front.n_unanswered)
 
@@ -155,12 +189,13 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _check_memory(config: ServerConfig, n_bytes: int) -> None:
-    """Refuse to start more workers than there is memory for; they share the weights' pages."""
-    wanted, available = n_bytes + config.num_workers * WORKER_BYTES, _available_bytes()
+def _check_memory(models: list[Model]) -> None:
+    """Refuse to start more workers than there is memory for; those of one model share its weights' pages."""
+    n_bytes, n_workers = sum(model.info.n_bytes for model in models), sum(model.config.num_workers for model in models)
+    wanted, available = n_bytes + n_workers * WORKER_BYTES, _available_bytes()
     if available is not None and wanted > available:
         raise ConfigError(
-            f"num_workers is {config.num_workers}: with weights of {n_bytes / 1e6:.0f} MB they need about "
+            f"num_workers is {n_workers}: with weights of {n_bytes / 1e6:.0f} MB they need about "
             f"{wanted / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available"
         )
 

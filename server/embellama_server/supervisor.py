@@ -13,10 +13,11 @@ never used again. Everything runs on the event loop's thread.
 
 import asyncio
 import functools
+import itertools
 import logging
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,6 +59,9 @@ PATIENCE = 20.0
 # A worker's canary must point where the first worker's did. Thread counts and restarts change the last bits only.
 CANARY_COSINE = 0.9999
 
+# A reranker's canary has scores, no direction: they may differ by this much, or by this share of the first worker's.
+CANARY_SCORE = 0.02
+
 # A worker computes its canary again after so long.
 CANARY_S = 30.0
 
@@ -89,8 +93,9 @@ class _Worker:
 
     process: Process
 
-    def __init__(self, number: int, now: float):
+    def __init__(self, number: int, place: int, now: float):
         self.number = number
+        self.place = place  # the lowest that was free
         self.state: Literal["starting", "ready", "retired", "stopping", "gone"] = "starting"
         self.started_at = now
         self.heard_at = now  # when it last answered anything
@@ -128,6 +133,19 @@ class _Recent:
         self.seconds = MEMORY * self.seconds + seconds
 
 
+class WorkerState(NamedTuple):
+    """What was seen at one place of the pool, whichever processes were in it.
+
+    busy_s: Seconds in which a worker there had a batch.
+    memory: Its memory without the pages of files it maps, in bytes; 0 while there is none.
+    resident: Its resident memory in bytes.
+    """
+
+    busy_s: float
+    memory: int
+    resident: int
+
+
 class Supervisor:
     """The worker processes."""
 
@@ -140,6 +158,7 @@ class Supervisor:
         self._listener = listener
         self._workers: dict[int, _Worker] = {}
         self._number = 0
+        self._busy_s: list[float] = []  # by places
         self._deaths: deque[float] = deque()  # of the last minute
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
@@ -173,6 +192,17 @@ class Supervisor:
     def recovering(self) -> bool:
         """Whether workers that served before are being started again and nothing speaks against it."""
         return self._canary_row is not None and not self.trouble and not self._closing
+
+    @property
+    def states(self) -> list[WorkerState]:
+        """What was seen at each place; while a worker is being replaced, its successor has a place too."""
+        processes = {worker.place: worker.process for worker in self._workers.values()}
+        return [
+            WorkerState(busy_s, processes[place].memory, processes[place].resident)
+            if place in processes
+            else WorkerState(busy_s, 0, 0)
+            for place, busy_s in enumerate(self._busy_s)
+        ]
 
     @property
     def pids(self) -> list[int]:
@@ -227,7 +257,11 @@ class Supervisor:
 
     def _start(self, n_fruitless: int = 0, replaces: _Worker | None = None) -> _Worker:
         self._number += 1
-        worker = _Worker(self._number, self._loop.time())
+        taken = {worker.place for worker in self._workers.values()}
+        place = next(place for place in itertools.count() if place not in taken)
+        if place == len(self._busy_s):
+            self._busy_s.append(0.0)
+        worker = _Worker(self._number, place, self._loop.time())
         worker.n_fruitless, worker.replaces = n_fruitless, replaces
         worker.process = self._launch(
             worker.number, lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker)
@@ -271,7 +305,9 @@ class Supervisor:
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
-                self._recent.add(len(texts.tokens), max(now - max(sent_at, worker.heard_at), 1e-6))
+                seconds = max(now - max(sent_at, worker.heard_at), 1e-6)
+                self._busy_s[worker.place] += seconds
+                self._recent.add(len(texts.tokens), seconds)
                 self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
@@ -283,13 +319,8 @@ class Supervisor:
             return
         if self._canary_row is None:
             self._canary_row = reply.rows[0]
-        first, row = self._canary_row, reply.rows[0]
-        if len(row) != len(first):
-            self._refuse(worker, f"its canary has {len(row)} dimensions, the first worker's {len(first)}")
-            return
-        cosine = float(first @ row) / float(np.linalg.norm(first) * np.linalg.norm(row))
-        if not cosine >= CANARY_COSINE:
-            self._refuse(worker, f"its canary has cosine {cosine:.5f} to the first worker's")
+        if fault := _difference(self._canary_row, reply.rows[0], scores=self._config.pooling == "rank"):
+            self._refuse(worker, fault)
         elif worker.state == "starting":
             self._on_ready(worker)
 
@@ -424,3 +455,14 @@ class Supervisor:
             used = worker.process.memory
             if used > self._config.max_worker_memory:
                 self._replace(worker, f"it uses {used} bytes; max_worker_memory is {self._config.max_worker_memory}")
+
+
+def _difference(first: Rows, row: Rows, *, scores: bool) -> str:
+    """Say how a worker's canary, ``(dim,)``, differs from the first worker's; nothing if it does not."""
+    if len(row) != len(first):
+        return f"its canary has {len(row)} dimensions, the first worker's {len(first)}"
+    if scores:
+        agrees = np.allclose(row, first, rtol=CANARY_SCORE, atol=CANARY_SCORE)
+        return "" if agrees else f"its canary has scores {row.tolist()}, the first worker's {first.tolist()}"
+    cosine = float(first @ row) / float(np.linalg.norm(first) * np.linalg.norm(row))
+    return "" if cosine >= CANARY_COSINE else f"its canary has cosine {cosine:.5f} to the first worker's"

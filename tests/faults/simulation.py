@@ -62,7 +62,7 @@ class SimulatedProcess:
         self._pool, self._on_reply, self._on_close = pool, on_reply, on_close
         self._gone = asyncio.Event()
         self.tasks: deque[tuple[int, Batch | None]] = deque([(STARTED, Batch.join([pool.canary]))])
-        self.memory = 0
+        self.memory = self.resident = 0
         self.loaded = self.killed = self.hangs = self.drifted = False
         pool.processes.append(self)
 

@@ -36,7 +36,7 @@ def target(shared: FaultyServer) -> Iterator[FaultyServer]:
     n_before = shared.process.num_fds()
     yield shared
     wait_until(lambda: shared.process.num_fds() <= n_before, "the connections are gone")
-    assert shared.health() == {"status": "ok", "workers": {"ready": 1, "total": 1}}
+    assert shared.health()["status"] == "ok"
     assert shared.workers() == workers
     answer = httpx.post(f"{shared.url}/v1/embeddings", json={"model": "tiny", "input": "red"})
     assert answer.status_code == 200

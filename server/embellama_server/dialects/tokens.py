@@ -1,0 +1,102 @@
+"""Texts to token ids and back: ``/tokenize`` and ``/decode`` as text-embeddings-inference has them, ``/detokenize``.
+
+Nothing is computed, so these calls have no texts for the pool.
+"""
+
+from typing import Any
+
+import msgspec
+
+from embellama.calls import Call, Calls
+from embellama_server import api
+from embellama_server.api import Parser
+from embellama_server.dialects import tei
+from embellama_server.dialects.rerank import texts_of
+from embellama_server.work import Done, Endpoint, Reply, Work
+
+
+class TokenizeRequest(msgspec.Struct):
+    """Body of ``POST /tokenize``."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+    model: str | None = None
+
+
+class DecodeRequest(msgspec.Struct):
+    """Body of ``POST /decode``."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool = True
+    model: str | None = None
+
+
+class DetokenizeRequest(msgspec.Struct):
+    """Body of ``POST /detokenize``."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+_parse_tokenize, _parse_decode, _parse_detokenize = (
+    Parser(TokenizeRequest),
+    Parser(DecodeRequest),
+    Parser(DetokenizeRequest),
+)
+
+
+def tokenize(body: bytes, _: str) -> Work:
+    """Read ``POST /tokenize``."""
+    request = _parse_tokenize(body)
+    texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
+
+    def answer(calls: Calls) -> Any:
+        prompted = texts
+        if name := api.prompt_of(calls, request.prompt_name):
+            prompted = calls.prompts.apply(name, texts)
+        return [
+            [piece._asdict() for piece in calls.tokenizer.pieces(text, special=request.add_special_tokens)]
+            for text in prompted
+        ]
+
+    return _work(request.model, sum(map(len, texts)), answer)
+
+
+def decode(body: bytes, _: str) -> Work:
+    """Read ``POST /decode``."""
+    request = _parse_decode(body)
+    texts: Any = api.items(request.ids, "ids")
+
+    def answer(calls: Calls) -> Any:
+        return [calls.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts]
+
+    return _work(request.model, sum(map(len, texts)), answer)
+
+
+def detokenize(body: bytes, _: str) -> Work:
+    """Read ``POST /detokenize``, which llama-server has too."""
+    request = _parse_detokenize(body)
+
+    def answer(calls: Calls) -> Any:
+        return {"content": calls.tokenizer.decode(request.tokens)}
+
+    return _work(request.model, len(request.tokens), answer)
+
+
+def _work(model: str | None, size: int, answer: Any) -> Work:
+    def ask(calls: Calls) -> Call[Any]:
+        found = answer(calls)
+        return Call([], lambda _: found)
+
+    def write(found: Any, _: Done) -> Reply:
+        return Reply(iter([api.dumps(found)]))
+
+    return Work(model, size, ask, write)
+
+
+ENDPOINTS = [
+    Endpoint("/tokenize", TokenizeRequest, tokenize, tei.refuse, "The tokens of texts."),
+    Endpoint("/decode", DecodeRequest, decode, tei.refuse, "Texts of token ids."),
+    Endpoint("/detokenize", DetokenizeRequest, detokenize, api.refuse, "The text of token ids."),
+]

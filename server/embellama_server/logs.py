@@ -1,0 +1,31 @@
+"""How a line of the log is written: as text, or as a JSON object."""
+
+import datetime
+import logging
+from typing import Any
+
+import orjson
+
+from embellama_server.config import ServerConfig
+
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def set_up_logging(config: ServerConfig) -> None:
+    """Log to standard error as `config` says."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if config.log_format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+    logging.getLogger("embellama.access").setLevel(logging.INFO if config.access_log else logging.WARNING)
+
+
+class _Json(logging.Formatter):
+    """One object a line; what a record carries as `fields` are keys of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        entry: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "logger": record.name}
+        entry |= getattr(record, "fields", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(entry, default=str).decode()
