@@ -408,6 +408,8 @@ class Calls:
         config = self.config
         check_dimensions(dimensions, self._weights.dim)
         check_dtype(dtype, config.normalization, config.int8_limit)
+        if dtype == "float32" and dimensions in (None, self._weights.dim):
+            return lambda rows: rows
         return lambda rows: quantize(cut(rows, dimensions, config.normalization), dtype, config.int8_limit)
 
     def _check_gives_vectors(self, what: str) -> None:

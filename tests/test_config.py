@@ -157,8 +157,8 @@ def test_every_setting_is_documented() -> None:
     schema = msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]
     for field, name in flags(ServerConfig).items():
         default = schema[field].get("default", "required")
-        shown_default = (
-            str(default).lower() if isinstance(default, bool) else "—" if default in ("", []) else str(default)
-        )
+        if isinstance(default, bool):
+            default = str(default).lower()
+        shown_default = "—" if default in ("", []) else default
         row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
         assert row in rows

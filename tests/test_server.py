@@ -206,7 +206,7 @@ def test_health_is_503_until_every_worker_is_ready(start_server: StartServer, mo
     [
         (["--model-path", "/nowhere/m.gguf"], 1, "Error: cannot load /nowhere/m.gguf: No such file or directory"),
         (["--model-path", __file__], 1, "not a GGUF file"),
-        ([], 2, "Missing option '--model-path'"),
+        ([], 2, "no model to serve: give --model-path"),
         (["--model-path", "m", "--workers", "-2"], 2, "--workers: num_workers is -2"),
     ],
 )

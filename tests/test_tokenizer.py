@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embellama import EmptyInput, EngineConfig, InvalidToken, TextTooLong
-from embellama.tokenizer import Tokenizer
+from embellama import tokenizer as module
+from embellama.tokenizer import Tokenizer, WordPiece
 from embellama.weights import Weights
 from tests.conftest import Reference
 from tests.tiny import write_bert
@@ -91,3 +92,52 @@ def test_wrong_ids_are_named(tiny: Tokenizer, ids: list[list[int]], error: type[
     with pytest.raises(error) as caught:
         tiny.check(ids)
     assert str(caught.value).startswith(message)
+
+
+@pytest.fixture(scope="module")
+def word_piece(model_path: str) -> WordPiece:
+    return WordPiece(Weights(EngineConfig(model_path=model_path).checked(), vocab_only=True))
+
+
+_SOME = [
+    "[CLS]",
+    "[UNK]",
+    "##ing",
+    "don't",
+    "a" * 101,
+    "\x7f",
+    "\x00",
+    "\t",
+    "\r\n",
+    "U.S.",
+    "état",
+    "“",
+    "  ",
+    "Hello",
+]
+
+
+_PARTS = st.sampled_from(_SOME) | st.text(st.characters(max_codepoint=127))
+
+
+@pytest.mark.model
+@given(texts=st.lists(st.lists(_PARTS, max_size=9), max_size=4))
+@settings(max_examples=300)
+def test_remembered_words_give_the_ids_of_the_whole_text(word_piece: WordPiece, texts: list[list[str]]) -> None:
+    joined = ["".join(parts) for parts in texts]
+    for _ in range(2):  # as learnt, and as remembered
+        assert [ids.tolist() for ids in word_piece(joined)] == [
+            encoding.ids for encoding in word_piece._tokenizer.encode_batch(joined, add_special_tokens=False)
+        ]
+
+
+@pytest.mark.model
+def test_words_are_forgotten_before_they_take_too_much_memory(
+    word_piece: WordPiece, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_WORDS", 10)
+    before = [ids.tolist() for ids in word_piece(["a b c"])]
+    for n in range(100):
+        list(word_piece([f"word{n} b{n} " + "x" * 200]))
+        assert len(word_piece._words) <= 10 or n == 0
+    assert [ids.tolist() for ids in word_piece(["a b c"])] == before

@@ -215,7 +215,7 @@ class Encoding(NamedTuple):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _rows(self, vectors: NDArray[Any], dtype: Dtype, limit: float) -> list[Any]:
-        rows = little_endian(quantize(vectors, dtype, limit))
+        rows = little_endian(vectors if dtype == "float32" else quantize(vectors, dtype, limit))
         return [base64.b64encode(row).decode() for row in rows] if self.as_base64 else list(rows)
 
 

@@ -7,6 +7,7 @@ Label sets are bounded: paths and models are those that exist, statuses those of
 by its place in the pool, not by its process.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -75,17 +76,23 @@ class Metrics:
         self._batch_texts = histogram("batch_texts", "Texts computed together.", TEXTS, "model")
         self._batch_tokens = histogram("batch_tokens", "Tokens computed together.", TOKENS, "model")
 
+        self._of_model = functools.cache(self._find)
+
     def request(self, path: str, status: int, model: str) -> None:
         """Count a request."""
         self._requests.labels(path, str(status), model).inc()
 
     def answered(self, model: str, n_texts: int, n_tokens: int, n_truncated: int, seconds: Iterable[float]) -> None:
         """Count what was answered well, and how long each of `PHASES` took."""
-        self._texts.labels(model).inc(n_texts)
-        self._tokens.labels(model).inc(n_tokens)
-        self._truncated.labels(model).inc(n_truncated)
-        for phase, value in zip(PHASES, seconds, strict=True):
-            self._seconds.labels(model, phase).observe(value)
+        counters, histograms = self._of_model(model)
+        for counter, amount in zip(counters, (n_texts, n_tokens, n_truncated), strict=True):
+            counter.inc(amount)
+        for histogram, value in zip(histograms, seconds, strict=True):
+            histogram.observe(value)
+
+    def _find(self, model: str) -> tuple[list[Counter], list[Histogram]]:
+        counters = [counter.labels(model) for counter in (self._texts, self._tokens, self._truncated)]
+        return counters, [self._seconds.labels(model, phase) for phase in PHASES]
 
     def batch(self, model: str, n_texts: int, n_tokens: int) -> None:
         """Count a batch that was computed."""

@@ -67,6 +67,7 @@ def serve(config: ServerConfig) -> None:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 # Longer than clients keep idle connections (httpx: 5 s), so that the client is the one to close.
                 timeout_keep_alive=65,

@@ -4,10 +4,11 @@ came ── read, parse, tokenise ──► tokenized ── waiting room ──
         └──── tokenization ────┘           └──── queue ────┘           └─ inference ─┘         └─ encoding ─┘
 """
 
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ access = logging.getLogger("embellama.access")
 
 # An id that a client gives its request comes back to it; other requests get a new one.
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+_PROCESS = secrets.token_hex(8).encode()
+_numbers = itertools.count(1)
 
 # Names of text-embeddings-inference for milliseconds.
 HEADERS = (b"x-tokenization-time", b"x-queue-time", b"x-inference-time", b"x-total-time")
@@ -57,7 +61,7 @@ class Trip:
                 self.accept = value.decode("latin-1").lower()
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._id = value
-        self._id = self._id or uuid.uuid4().hex.encode()
+        self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
         self.model = ""
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
         self.times = Times()
