@@ -127,6 +127,11 @@ class Server:
                 if i == len(self.models):
                     raise
 
+    def overloaded(self, reason: str) -> Overloaded:
+        """Say when to come again: when the pool with the most to do has done it."""
+        errors = [model.dispatcher.overloaded(reason) for model in self.models.values()]
+        return max(errors, key=lambda error: error.retry_after_s)
+
 
 class _Tokenizing:
     """One thread that tokenises what is too much for the event loop.
@@ -149,9 +154,11 @@ class _Tokenizing:
             DeadlineExceeded: It is too late.
         """
         loop = asyncio.get_running_loop()
-        if self._n_waiting >= self._most:
-            raise Overloaded(f"{self._n_waiting} requests are waiting to be tokenised, the most allowed")
         wait = self._n_characters * self._s_a_character
+        if self._n_waiting >= self._most:
+            raise Overloaded(
+                f"{self._n_waiting} requests are waiting to be tokenised, the most allowed", max(wait, 1.0)
+            )
         if wait > deadline - loop.time():
             raise Overloaded(f"{self._n_characters} characters are waiting to be tokenised, {wait:.1f} s of work", wait)
 
@@ -353,7 +360,7 @@ class _Held:
         """Add bytes, or raise `Overloaded` if that is more than may be held at once; a lone request may hold any."""
         total, most = self._server.n_held_bytes, self._server.config.queue_bytes
         if total > self._n_bytes and total + n_bytes > most:
-            raise Overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")
+            raise self._server.overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")
         self.add(n_bytes)
 
     def __enter__(self) -> "_Held":
