@@ -229,7 +229,7 @@ class Dispatcher:
         answer = self._scheduler.complete(batch, worker)
         self._pump()  # first: the worker is waiting
         self._on_batch(len(texts.lengths), len(texts.tokens))
-        ends = np.cumsum(texts.n_rows).tolist()
+        ends = range(1, len(texts.lengths) + 1) if texts.per_token is None else np.cumsum(texts.n_rows).tolist()
         for i, text in answer.rows:
             self._requests[text.request].gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
         for id in answer.finished:
