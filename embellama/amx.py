@@ -7,13 +7,11 @@ ggml lays quantized weights out for AMX's tiles where the CPU has them, and is t
 product ends the process. No call says who compiled llama.cpp, so it is tried, once for each build.
 """
 
-import hashlib
 import logging
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+from embellama.findings import Finding
 from embellama.header import Header
 from embellama.llama import c_api
 
@@ -36,18 +34,13 @@ def usable(header: Header) -> bool:
     """Tell whether weights may be laid out for AMX; True also where that makes no difference."""
     if _on_trial or not HAS_AMX or not TYPES.intersection(header.tensors.values()):
         return True
-    verdict = _verdict_file()
-    try:
-        return verdict.read_text() == "usable"
-    except OSError:
-        pass
+    verdict = Finding("amx")
+    known = verdict.read()
+    if known is not None:
+        return known == "usable"
     works = _try(header.path)
     logger.info("AMX %s in this build of llama.cpp", "works" if works else "does not work, and is left alone,")
-    try:
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        verdict.write_text("usable" if works else "not usable")
-    except OSError as error:
-        logger.debug("the verdict on AMX is not kept: %s", error)
+    verdict.write("usable" if works else "not usable")
     return works
 
 
@@ -72,12 +65,3 @@ def _try(path: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
-
-
-def _verdict_file() -> Path:
-    """Name the file that keeps the verdict on this build and this CPU."""
-    library = Path(str(c_api._lib._name))
-    builds = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in library.parent.iterdir())
-    key = hashlib.sha256(repr((builds, c_api.llama_print_system_info())).encode()).hexdigest()[:12]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "embellama" / f"amx-{key}"

@@ -18,8 +18,14 @@ from embellama.pooling import Pooling
 
 Config = TypeVar("Config", bound="EngineConfig")
 
+# The mark of a field whose 0 leaves the choice to us: users read and write it as auto (`embellama.options`).
+AUTO = {"auto": True}
+
 # More contexts than this in one process stop paying: each holds its own compute buffers (tens of MB).
 MAX_AUTO_WORKERS = 8
+
+# Tokens computed together where nothing was measured: 96 to 256 were within noise of the best on two x86 machines.
+DEFAULT_BATCH_TOKENS = 192
 
 # A container's share of the CPU, as "quota period" in microseconds or "max period" (cgroup v2).
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -29,19 +35,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How one model is loaded and run.
 
     Build it from keywords, `EngineConfig(model_path="m.gguf")`, or step by step with `builder()`.
-    Whoever takes a config calls `checked()` first.
+    Whoever takes a config calls `checked()` first. Where a meaning speaks of auto, that is 0 here.
     """
 
     model_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\0]*$", description="GGUF file to load.")]
     model_name: Annotated[str, Meta(description="Name to call it by; by default the file's name without .gguf.")] = ""
-    n_ctx: Annotated[int, Meta(ge=0, description="Most tokens in one text; 0 takes the model's own limit.")] = 0
+    n_ctx: Annotated[
+        int, Meta(ge=0, description="Most tokens in one text; auto takes the model's own limit.", extra=AUTO)
+    ] = 0
     num_workers: Annotated[
         int,
         Meta(
             ge=0,
             le=256,
-            description="Contexts that run at once; 0 takes one for each core, at most 8.",
-            extra={"flag": "workers"},
+            description="Contexts that run at once; auto takes one for each core, at most 8.",
+            extra={"flag": "workers", **AUTO},
         ),
     ] = 0
     n_threads: Annotated[
@@ -49,16 +57,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(
             ge=0,
             le=512,
-            description="Threads for one batch; 0 gives each busy worker its share of the cores and a lone one all.",
+            description="Threads for one batch; auto gives each busy worker its share of the cores, a lone one all.",
+            extra=AUTO,
         ),
     ] = 0
     n_gpu_layers: Annotated[int, Meta(ge=-1, description="Layers to put on the GPU; -1 puts all there.")] = 0
     max_batch_size: Annotated[int, Meta(ge=1, le=256, description="Most texts computed together in one batch.")] = 64
-    # llama.cpp masks an n × n square for a batch of n tokens, whatever the texts, so large batches waste work;
-    # small ones use the matrix units badly. 96 to 256 were within noise of the best on two x86 machines.
     max_batch_tokens: Annotated[
-        int, Meta(ge=1, le=131_072, description="Most tokens computed together; a longer text goes alone.")
-    ] = 192
+        int,
+        Meta(
+            ge=0,
+            le=131_072,
+            description="Most tokens computed together; a longer text goes alone; auto measures at the first start.",
+            extra=AUTO,
+        ),
+    ] = 0
     pooling: Annotated[
         Literal["auto", Pooling],
         Meta(description="How tokens become one vector: auto takes the file's; mean, cls, last, max, mean-sqrt, rank."),

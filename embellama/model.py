@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 
 from embellama.batch import Batch, Rows, plan_batches
-from embellama.config import EngineConfig
+from embellama.config import DEFAULT_BATCH_TOKENS, EngineConfig
 from embellama.errors import (
     EmbeddingFailed,
     EmptyInput,
@@ -49,7 +50,7 @@ class EmbeddingModel:
     it: any use from another thread, and pickling, raises `WrongThread`. Use an `EmbeddingEngine` to share a model.
 
     Attributes:
-        config: The checked config it runs with.
+        config: The checked config it runs with; alone, it measures nothing and takes the default batch of 192 tokens.
         dim: Length of an embedding, or the number of a reranker's scores for a pair.
         pooling: How a text's tokens become one vector.
         limit: Most tokens in a text.
@@ -64,7 +65,9 @@ class EmbeddingModel:
         """
         self._owner = threading.current_thread()
         self._pid = os.getpid()
-        self.config = config.checked()
+        config = config.checked()
+        batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS
+        self.config = msgspec.structs.replace(config, max_batch_tokens=batch_tokens)
         self._weights = weights or Weights(self.config)
         self.pooling = self._weights.pooling
         self.dim = self._weights.dim

@@ -1,7 +1,8 @@
 """Settings on the command line: one flag and one `EMBELLAMA_*` variable for each field of a config struct.
 
 `num_workers` has the flag `--workers` and the variable `EMBELLAMA_WORKERS`; a field's description is its help.
-Flags win over variables, variables over the file of `--config`, the file over defaults.
+Flags win over variables, variables over the file of `--config`, the file over defaults. Where 0 leaves the choice to
+us, users read and write ``auto``.
 """
 
 import functools
@@ -31,6 +32,18 @@ def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
 def variable(flag: str) -> str:
     """Return the environment variable of a flag: ``queue-size`` has ``EMBELLAMA_QUEUE_SIZE``."""
     return f"EMBELLAMA_{flag.upper().replace('-', '_')}"
+
+
+def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Return the default of each field of `kind` as users write it; "" where it has none."""
+
+    def written(field: msgspec.inspect.Field) -> str:
+        value = "" if field.required or field.default == () else field.default
+        if value == 0 and _is_auto(field):
+            return "auto"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return {field.name: written(field) for field in _fields(kind)}
 
 
 def config_options(
@@ -103,6 +116,19 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
 
+def _is_auto(field: msgspec.inspect.Field) -> bool:
+    return bool(_extra(field.type).get("auto"))
+
+
+class _CountOrAuto(click.ParamType):
+    """A whole number, or ``auto`` for 0."""
+
+    name = "auto|integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return 0 if value == "auto" else click.INT.convert(value, param, context)
+
+
 def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
@@ -119,12 +145,11 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
         if isinstance(inner, LiteralType):
             type = click.Choice(inner.values)
         elif isinstance(inner, IntType):
-            type = int
+            type = _CountOrAuto() if _is_auto(field) else int
         listed = isinstance(inner, VarTupleType)
-        default = None if field.required or listed or field.default == "" else field.default
         text = schema[field.name]["description"]
-        if default is not None:
-            shown = f"{'' if default else 'no-'}{name}" if isinstance(default, bool) else default
+        if default := defaults(kind)[field.name]:
+            shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"
         options.append(
             click.option(

@@ -27,6 +27,7 @@ from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
 from embellama.model import EmbeddingModel
 from embellama.scheduler import Assignment, Limits, Scheduler
+from embellama.tuning import tuned
 from embellama.weights import Weights
 
 logger = logging.getLogger("embellama.pool")
@@ -51,15 +52,16 @@ class Pool:
     """A model's weights, its threads, and the scheduler between callers and threads.
 
     Attributes:
+        config: The model's, with `max_batch_tokens` filled in.
         calls: Makes what `submit` takes.
         weights: The model's.
     """
 
     def __init__(self, config: EngineConfig):
         """Load the model of `config`, already checked, and start its threads."""
-        self._config = config
         self._pid = os.getpid()
         self.weights = Weights(config)
+        self.config = config = tuned(config, self.weights)
         self.calls = Calls(config, self.weights)
         self._changed = threading.Condition()  # guards everything below; notified when requests go
         self._scheduler = Scheduler(Limits.of(config))
@@ -93,7 +95,7 @@ class Pool:
             Unavailable: Python is ending, or this process is a fork of the one that loaded the model.
         """
         if os.getpid() != self._pid:
-            name = self._config.model_name
+            name = self.config.model_name
             raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
         request = _Request(call, self.weights.dim, progress)
         if not call.tokens:
@@ -103,7 +105,7 @@ class Pool:
             if self._abandoned:
                 raise Unavailable("Python is ending, and the models' threads have stopped")
             if self._closing:
-                raise Unloading(f"model {self._config.model_name!r} is being unloaded")
+                raise Unloading(f"model {self.config.model_name!r} is being unloaded")
             id = self._scheduler.submit([len(t) for t in call.tokens])
             self._requests[id] = request
             self._hand_out()
@@ -151,9 +153,9 @@ class Pool:
             self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
 
     def _run(self, worker: int, started: "Future[None]") -> None:
-        _thread.serves = self._config.model_name
+        _thread.serves = self.config.model_name
         try:
-            model = EmbeddingModel(self._config, self.weights)
+            model = EmbeddingModel(self.config, self.weights)
         except BaseException as error:
             started.set_exception(error)
             return

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from embellama import ConfigError, EngineConfig, config
 from embellama.config import convert, n_cores
-from embellama.options import config_options, flags, variable
+from embellama.options import config_options, defaults, flags, variable
 from tests.conftest import ROOT
 
 FIELDS = tuple(flags(ServerConfig))
@@ -129,11 +129,22 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
     assert str(found[0] if isinstance(found, list) else found).lower() == value.get(field, "5")
 
 
+def test_zero_is_written_auto_where_it_leaves_the_choice_to_us() -> None:
+    config = shown("--model-path", "m", "--n-threads", "auto", "--max-batch-tokens", "auto", EMBELLAMA_WORKERS="auto")
+    assert (config["n_threads"], config["max_batch_tokens"]) == (0, 0)
+    assert config["num_workers"] == shown("--model-path", "m", "--workers", "0")["num_workers"]
+    help = " ".join(CliRunner().invoke(show, ["--help"]).output.split())
+    assert "--max-batch-tokens AUTO|INTEGER" in help
+    assert help.count("default: auto") == list(defaults(ServerConfig).values()).count("auto") == 5  # pooling is one
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "no model to serve: give --model-path, or [[models]] in the file of --config"),
         (["--workers", "-1"], "--workers: num_workers is -1: expected `int` >= 0"),
+        (["--workers", "many"], "Invalid value for '--workers'"),
+        (["--queue-size", "auto"], "Invalid value for '--queue-size'"),
         (["--port", "x"], "Invalid value for '--port'"),
         (["--port", "70000"], "--port: port is 70000: expected `int` <= 65535"),
         (["--log-level", "loud"], "Invalid value for '--log-level'"),
@@ -156,9 +167,6 @@ def test_every_setting_is_documented() -> None:
     rows = (ROOT / "docs" / "settings.md").read_text().splitlines()
     schema = msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]
     for field, name in flags(ServerConfig).items():
-        default = schema[field].get("default", "required")
-        if isinstance(default, bool):
-            default = str(default).lower()
-        shown_default = "—" if default in ("", []) else default
+        shown_default = "required" if "default" not in schema[field] else defaults(ServerConfig)[field] or "—"
         row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
         assert row in rows

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from embellama.config import EngineConfig, convert
+from embellama.config import AUTO, EngineConfig, convert
 from embellama.errors import ConfigError
 
 # What a model's own table may set beside the library's settings.
@@ -32,8 +32,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         Meta(
             ge=0,
             le=256,
-            description="Worker processes, each with the model; 0 takes one for each core, at most 8.",
-            extra={"flag": "workers"},
+            description="Worker processes, each with the model; auto takes one for each core, at most 8.",
+            extra={"flag": "workers", **AUTO},
         ),
     ] = 0
     queue_size: Annotated[

@@ -1,7 +1,7 @@
 """Run the server: from settings to exit.
 
-load vocabulary ──► bind socket ──► start workers ──► uvicorn
-                                                        │
+load vocabulary ──► tune ──► bind socket ──► start workers ──► uvicorn
+                                                                 │
 SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0; a second one: at once
 SIGHUP          ──► replace the workers, one after another
 a model that does not load in a worker ──► the same, exit 1
@@ -27,6 +27,7 @@ import uvloop
 from embellama.calls import Calls
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.info import ModelInfo
+from embellama.tuning import tuned_apart
 from embellama.weights import Weights
 from embellama_server.app import Model, Server
 from embellama_server.config import ServerConfig
@@ -110,7 +111,7 @@ class _Http(uvicorn.Server):
 
 
 def build(config: ServerConfig) -> Server:
-    """Load the vocabularies, and make the front and its pools, not yet started, for a checked config.
+    """Load the vocabularies, tune, and make the front and its pools, not yet started, for a checked config.
 
     Raises:
         ConfigError: A model's settings are wrong, or there is too little memory.
@@ -131,6 +132,7 @@ def _model(config: ServerConfig, metrics: Metrics) -> Model:
     if weights.pooling == "none":
         raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
     config = msgspec.structs.replace(config, pooling=weights.pooling)
+    config = tuned_apart(config, weights)
     calls = Calls(config, weights)
     info = ModelInfo.of(config, calls, weights)
     canary = calls.tokenizer.encode([CANARY], truncate="end").tokens[0]

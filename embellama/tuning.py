@@ -1,0 +1,164 @@
+"""Find out how many tokens to compute together: for this model, on this CPU, with this many threads.
+
+   tuned, tuned_apart ──► max_batch_tokens is set? ──► the cache folder knows? ──► as it says
+                                                               │ no
+   texts of 16 random tokens, in batches of each size in turn ◄┘
+            └──► seconds for a token, round by round ──► choose ──► the cache folder, the log
+
+llama.cpp masks an n × n square for a batch of n tokens, whatever the texts, so large batches waste work; small ones
+use the matrix units badly. Where the best lies depends on the CPU's units and caches and on the weights' type.
+"""
+
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from embellama.apart import Apart
+from embellama.batch import Batch
+from embellama.config import DEFAULT_BATCH_TOKENS, Config, EngineConfig
+from embellama.devices import devices
+from embellama.errors import EmbeddingFailed, EmbellamaError
+from embellama.findings import Finding
+from embellama.llama import c_api
+from embellama.model import EmbeddingModel
+from embellama.weights import Weights
+
+logger = logging.getLogger("embellama.tuning")
+
+# With less than 64, a pool spends its time between batches; with more than 512, the mask is most of the work.
+SIZES = (64, 96, 128, 192, 256, 384, 512)
+
+# Short texts gain most from company.
+TEXT_TOKENS = 16
+
+# A sweep takes so long at most; a fast model is done after `N_ROUNDS`, which are enough for a median.
+SWEEP_S = 1.5
+N_ROUNDS = 9
+
+# What is less faster than this is noise.
+MARGIN = 1.03
+
+# Seconds for a token with each size of batch, by size.
+Round = Mapping[int, float]
+
+
+def tuned(config: Config, weights: Weights) -> Config:
+    """Return a checked config with `max_batch_tokens` filled in, if need be measured here, on loaded `weights`."""
+    return _tuned(config, weights, lambda: sweep(weights, config))
+
+
+def tuned_apart(config: Config, vocabulary: Weights) -> Config:
+    """As `tuned`, but if need be measured in a process of its own, which loads the weights. `vocabulary` has none."""
+
+    def measured() -> list[Round]:
+        own = EngineConfig(**{name: getattr(config, name) for name in EngineConfig.__struct_fields__})
+        with Apart(Weights, own) as process:
+            return process.call(sweep, own)
+
+    return _tuned(config, vocabulary, measured)
+
+
+def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]) -> Config:
+    if config.max_batch_tokens:
+        return _told(config, config.max_batch_tokens, "as set")
+    sizes = candidates(config, weights)
+    if not sizes:
+        return _told(config, DEFAULT_BATCH_TOKENS, f"the default, as max_batch_size is {config.max_batch_size}")
+    header = weights.header
+    tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
+    parts = [(device.name, device.description) for device in devices()]
+    finding = Finding(
+        "batch-tokens", sizes, header.architecture, tensors, parts, config.n_threads_busy, config.n_gpu_layers
+    )
+    known = finding.read()
+    if known in map(str, SIZES):
+        return _told(config, int(known), "as measured before")
+    started = time.monotonic()
+    try:
+        rounds = measured()
+    except (EmbellamaError, OSError) as error:
+        # The pool will meet what is wrong with the model, and say so.
+        logger.warning("how many tokens to compute together could not be measured: %s", error)
+        return _told(config, DEFAULT_BATCH_TOKENS, "the default")
+    size = choose(rounds)
+    finding.write(str(size))
+    how = f"measured in {time.monotonic() - started:.1f} s" if rounds else "the default, for a model this slow"
+    return _told(config, size, how)
+
+
+def _told(config: Config, size: int, how: str) -> Config:
+    logger.info("batches of up to %d tokens: %s", size, how)
+    return msgspec.structs.replace(config, max_batch_tokens=size)
+
+
+def candidates(config: EngineConfig, weights: Weights) -> list[int]:
+    """Return the sizes to choose from, in tokens; none where `max_batch_size` keeps batches smaller than any."""
+    length, most = _lengths(config, weights)
+    found = [n for n in SIZES if n <= max(most, DEFAULT_BATCH_TOKENS) and n // length <= config.max_batch_size]
+    return found if DEFAULT_BATCH_TOKENS in found else []
+
+
+def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
+    """Compute batches of each size in turn, for `SWEEP_S` at most.
+
+    Returns:
+        Whole rounds; none if the model is too slow for one.
+
+    Raises:
+        ModelError: llama.cpp failed.
+    """
+    sizes = candidates(config, weights)
+    length, _ = _lengths(config, weights)
+    random = np.random.default_rng(0)
+    ids = random.integers(c_api.llama_vocab_n_tokens(weights.vocab), size=max(sizes), dtype=np.int32)
+    per_token = weights.pooling == "none"
+
+    def batch(n_texts: int) -> Batch:
+        texts = np.split(ids[: n_texts * length], n_texts)
+        return Batch.join(texts, [per_token] * n_texts)
+
+    def seconds(batch: Batch) -> float:
+        started = time.perf_counter()
+        with contextlib.suppress(EmbeddingFailed):  # what a token does to others takes no longer
+            model.encode(batch, config.n_threads_busy)
+        return time.perf_counter() - started
+
+    batches = {size: batch(size // length) for size in sizes}
+    end = time.perf_counter() + SWEEP_S
+    rounds: list[Round] = []
+    with EmbeddingModel(msgspec.structs.replace(config, max_batch_tokens=max(sizes)), weights) as model:
+        seconds(batch(1))  # reads the weights from disk
+        speed = seconds(batch(1)) / length
+        while len(rounds) < N_ROUNDS:
+            round = {}
+            for size in sizes:
+                if time.perf_counter() + speed * size > end:
+                    return rounds
+                speed = seconds(batches[size]) / len(batches[size].tokens)
+                round[size] = speed
+            rounds.append(round)
+    return rounds
+
+
+def choose(rounds: Sequence[Round]) -> int:
+    """Choose the size of batches: the default unless another is clearly faster, then the fastest.
+
+    Sizes are compared within each round, so that a machine whose speed drifts drifts for both.
+    """
+    gains = {
+        size: statistics.median(round[DEFAULT_BATCH_TOKENS] / round[size] for round in rounds)
+        for size in (rounds[0] if rounds else ())
+    }
+    best = max(gains, key=gains.__getitem__, default=DEFAULT_BATCH_TOKENS)
+    return best if gains and gains[best] >= MARGIN else DEFAULT_BATCH_TOKENS
+
+
+def _lengths(config: EngineConfig, weights: Weights) -> tuple[int, int]:
+    """Return how long the texts of a sweep are, and how long texts may be."""
+    most = min(config.n_ctx or weights.n_ctx_train, weights.n_ctx_train)
+    return min(TEXT_TOKENS, most), most
