@@ -6,6 +6,7 @@ call(function, …) ══► function(thing, …) ──► what it returns, or
 a process that ends, or is silent for too long ──► ModelError
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -98,19 +99,21 @@ def _serve(end: Connection, make: Callable[..., Any], *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: whoever started this decides
     threading.Thread(target=_exit_with_starter, daemon=True).start()
     os.environ["GGML_NO_BACKTRACE"] = "1"  # as in the server's workers
-    thing = None
-    try:
-        thing = make(*args)
-        end.send((None, None))
-        while True:
+    thing, error = _attempt(make, *args)
+    end.send((None, error))
+    with contextlib.suppress(EOFError):
+        while not error:
             function, values, options = end.recv()
-            end.send((function(thing, *values, **options), None))
-    except EOFError:
-        pass
+            end.send(_attempt(function, thing, *values, **options))
+
+
+def _attempt(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, EmbellamaError | None]:
+    try:
+        return function(*args, **options), None
     except EmbellamaError as error:
-        end.send((None, error))
+        return None, error
     except Exception as error:
-        end.send((None, ModelError(f"{type(error).__name__}: {error}")))
+        return None, ModelError(f"{type(error).__name__}: {error}")
 
 
 def _exit_with_starter() -> None:
