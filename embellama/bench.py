@@ -134,8 +134,8 @@ class Candidate:
             waiting.pop(0).result()
             n_texts += PART
             spent = time.perf_counter() - started
-        for future in waiting:
-            future.cancel()
+        for future in waiting:  # whoever is measured next must have the machine
+            future.result()
         return n_texts / spent, 1000 * statistics.median(alone)
 
     def _pool(self, num_workers: int, n_threads: int) -> Pool:
@@ -309,8 +309,11 @@ def _settings(process: Apart[Candidate], end: float) -> list[Setting]:
     if n > 2:
         choices[n // 2, 1] = []
     for seconds in _slices(end, len(choices)):
-        for choice, speeds in choices.items():
-            speeds.append(process.call(Candidate.speed, seconds, *choice))
+        for choice in list(choices):
+            try:
+                choices[choice].append(process.call(Candidate.speed, seconds, *choice))
+            except EmbellamaError:  # no memory for so many contexts, say
+                del choices[choice]
     return [
         Setting(num_workers=workers, n_threads=threads, **_medians(speeds))
         for (workers, threads), speeds in choices.items()
@@ -332,11 +335,12 @@ def _medians(speeds: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def _advice(best: Row, settings: Sequence[Setting], fastest: Row) -> str:
-    setting = max(settings, key=_speed)
-    flags = f"--workers {setting.num_workers}" + (f" --n-threads {setting.n_threads}" if setting.n_threads else "")
+    setting = max(settings, key=_speed, default=None)
+    flags = f", --workers {setting.num_workers}" if setting else ""
+    flags += f" --n-threads {setting.n_threads}" if setting and setting.n_threads else ""
     cosine = f"cosine ≥ {FAITHFUL}" if best.worst_cosine >= FAITHFUL else f"worst cosine {best.worst_cosine:.5f}"
     others = "" if fastest is best else f"; fastest of all: {fastest.name} (worst cosine {fastest.worst_cosine:.4f})"
-    return f"Fastest {'with' if others else 'of all, with'} {cosine}: {best.name}, {flags}{others}"
+    return f"Fastest {'with' if others else 'of all, with'} {cosine}: {best.name}{flags}{others}"
 
 
 def _speed(measured: Row | Setting) -> float:

@@ -129,7 +129,8 @@ def chart(report: Report, path: str) -> None:
 
     rows = [row for row in report.rows if not row.failed]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    by_size, by_fidelity = figure.subplots(1, 2, sharey=True)
+    by_size = figure.add_subplot(1, 2, 1)
+    by_fidelity = figure.add_subplot(1, 2, 2, sharey=by_size)
     losses = [max(1 - row.worst_cosine, NO_LOSS) for row in rows]
     for axes, values in ((by_size, [row.n_bytes / 1e6 for row in rows]), (by_fidelity, losses)):
         axes.scatter(values, [row.texts_per_s for row in rows])
