@@ -19,7 +19,7 @@ from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.findings import Finding
 from embellama.tuning import MARGIN, N_ROUNDS, SIZES, candidates, choose, sweep, tuned, tuned_apart
 from embellama.weights import Weights
-from tests.conftest import StartServer, TinyModel
+from tests.conftest import BIN, StartServer, TinyModel, run
 
 ROUNDS = st.lists(st.fixed_dictionaries({size: st.floats(1e-6, 1) for size in SIZES}), max_size=9)
 
@@ -229,3 +229,14 @@ def test_the_server_tells_what_it_measured_and_remembers(
         assert f"batches of up to {told[1]} tokens: as measured before" in server.log.read_text()
     with start_server(*flags, "--max-batch-tokens", "100") as server:
         assert "batches of up to 100 tokens: as set" in server.log.read_text()
+
+
+@pytest.mark.server
+def test_a_model_that_cannot_be_measured_fails_as_clearly_as_ever(tiny_path: str, tmp_path: Path, cache: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(Path(tiny_path).read_bytes()[:-5000])
+    result = run(BIN / "embellama-server", "--model-path", cut, "--workers", "1", "--port", "0")
+    assert result.returncode == 1
+    assert f"Error: cannot load {cut}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not findings(cache)
