@@ -116,7 +116,7 @@ class Candidate:
         """Measure for about so long; return texts/s of all workers together, and milliseconds of one text alone."""
         pool = self._pool(num_workers, n_threads)
         one = pool.calls.encode(TEXTS[:1])
-        alone = []
+        alone: list[float] = []
         started = time.perf_counter()
         while not alone or time.perf_counter() - started < ALONE_SHARE * seconds:
             before = time.perf_counter()

@@ -120,13 +120,13 @@ def _is_auto(field: msgspec.inspect.Field) -> bool:
     return bool(_extra(field.type).get("auto"))
 
 
-class _CountOrAuto(click.ParamType):
-    """A whole number, or ``auto`` for 0."""
-
-    name = "auto|integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        return 0 if value == "auto" else click.INT.convert(value, param, context)
+def _count_or_auto(value: str) -> int:
+    if value == "auto":
+        return 0
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither auto nor a whole number") from None
 
 
 def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
@@ -145,7 +145,7 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
         if isinstance(inner, LiteralType):
             type = click.Choice(inner.values)
         elif isinstance(inner, IntType):
-            type = _CountOrAuto() if _is_auto(field) else int
+            type = _count_or_auto if _is_auto(field) else int
         listed = isinstance(inner, VarTupleType)
         text = schema[field.name]["description"]
         if default := defaults(kind)[field.name]:
@@ -157,6 +157,7 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
                 field.name,
                 type=type,
                 multiple=listed,
+                metavar="AUTO|INTEGER" if _is_auto(field) else None,
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required else {"default": None}),
                 envvar=variable(name),

@@ -75,8 +75,8 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
     finding = Finding(
         "batch-tokens", sizes, header.architecture, tensors, parts, config.n_threads_busy, config.n_gpu_layers
     )
-    known = finding.read()
-    if known in map(str, SIZES):
+    known = finding.read() or ""
+    if known in {str(size) for size in SIZES}:
         return _told(config, int(known), "as measured before")
     started = time.monotonic()
     try:

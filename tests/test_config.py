@@ -143,7 +143,7 @@ def test_zero_is_written_auto_where_it_leaves_the_choice_to_us() -> None:
     [
         ([], "no model to serve: give --model-path, or [[models]] in the file of --config"),
         (["--workers", "-1"], "--workers: num_workers is -1: expected `int` >= 0"),
-        (["--workers", "many"], "Invalid value for '--workers'"),
+        (["--workers", "many"], "'many' is neither auto nor a whole number"),
         (["--queue-size", "auto"], "Invalid value for '--queue-size'"),
         (["--port", "x"], "Invalid value for '--port'"),
         (["--port", "70000"], "--port: port is 70000: expected `int` <= 65535"),
