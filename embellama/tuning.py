@@ -11,7 +11,6 @@ use the matrix units badly. Where the best lies depends on the CPU's units and c
 
 import contextlib
 import logging
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,15 +29,16 @@ from embellama.weights import Weights
 
 logger = logging.getLogger("embellama.tuning")
 
-# With less than 64, a pool spends its time between batches; with more than 512, the mask is most of the work.
-SIZES = (64, 96, 128, 192, 256, 384, 512)
+# With less than 64, a pool spends its time between batches. More than 384 gained nothing where it was tried, and holds
+# the machine so much longer before a short text that just came.
+SIZES = (64, 96, 128, 192, 256, 384)
 
 # Short texts gain most from company.
 TEXT_TOKENS = 16
 
-# A sweep takes so long at most; a fast model is done after `N_ROUNDS`, which are enough for a median.
-SWEEP_S = 1.5
-N_ROUNDS = 9
+# A sweep takes so long at most, and a fast model is done after `N_ROUNDS`. Less than `MIN_ROUNDS` tell nothing.
+SWEEP_S = 1.75
+N_ROUNDS, MIN_ROUNDS = 9, 3
 
 # What is less faster than this is noise.
 MARGIN = 1.03
@@ -87,7 +87,11 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
         return _told(config, DEFAULT_BATCH_TOKENS, "the default")
     size = choose(rounds)
     finding.write(str(size))
-    how = f"measured in {time.monotonic() - started:.1f} s" if rounds else "the default, for a model this slow"
+    how = (
+        f"measured in {time.monotonic() - started:.1f} s"
+        if len(rounds) >= MIN_ROUNDS
+        else "the default, for a model this slow"
+    )
     return _told(config, size, how)
 
 
@@ -107,7 +111,7 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
     """Compute batches of each size in turn, for `SWEEP_S` at most.
 
     Returns:
-        Whole rounds; none if the model is too slow for one.
+        Whole rounds; fewer than `MIN_ROUNDS` if the model is too slow.
 
     Raises:
         ModelError: llama.cpp failed.
@@ -134,6 +138,8 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
     with EmbeddingModel(msgspec.structs.replace(config, max_batch_tokens=max(sizes)), weights) as model:
         seconds(batch(1))  # reads the weights from disk
         speed = seconds(batch(1)) / length
+        if speed * max(sizes) < SWEEP_S:
+            seconds(batches[max(sizes)])  # takes the memory that all of them compute in
         while len(rounds) < N_ROUNDS:
             round = {}
             for size in sizes:
@@ -148,14 +154,13 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
 def choose(rounds: Sequence[Round]) -> int:
     """Choose the size of batches: the default unless another is clearly faster, then the fastest.
 
-    Sizes are compared within each round, so that a machine whose speed drifts drifts for both.
+    Each size counts with its fastest round: what else the machine does makes a batch slower, never faster.
     """
-    gains = {
-        size: statistics.median(round[DEFAULT_BATCH_TOKENS] / round[size] for round in rounds)
-        for size in (rounds[0] if rounds else ())
-    }
-    best = max(gains, key=gains.__getitem__, default=DEFAULT_BATCH_TOKENS)
-    return best if gains and gains[best] >= MARGIN else DEFAULT_BATCH_TOKENS
+    if len(rounds) < MIN_ROUNDS:
+        return DEFAULT_BATCH_TOKENS
+    least = {size: min(round[size] for round in rounds) for size in rounds[0]}
+    best = min(least, key=least.__getitem__)
+    return best if least[DEFAULT_BATCH_TOKENS] >= MARGIN * least[best] else DEFAULT_BATCH_TOKENS
 
 
 def _lengths(config: EngineConfig, weights: Weights) -> tuple[int, int]:

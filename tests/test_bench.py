@@ -78,7 +78,7 @@ def test_one_file_is_made_into_the_formats_and_each_is_measured(model_path: str,
         assert not found.failed
         assert found.texts_per_s > 0
         assert found.p50_ms > 0
-        assert 64 <= found.max_batch_tokens <= 512
+        assert 64 <= found.max_batch_tokens <= 384
         assert found.worst_cosine <= found.mean_cosine <= 1
     assert rows["f32"].worst_cosine == pytest.approx(1)
     assert rows["f16"].worst_cosine > 0.9999
