@@ -135,11 +135,10 @@ def chart(report: Report, path: str) -> None:
     for axes, values in ((by_size, [row.n_bytes / 1e6 for row in rows]), (by_fidelity, losses)):
         axes.scatter(values, [row.texts_per_s for row in rows])
         for row, value in zip(rows, values, strict=True):
-            axes.annotate(row.name, (value, row.texts_per_s), (4, 4), textcoords="offset points")
+            axes.annotate(row.name, (value, row.texts_per_s), (0, 6), textcoords="offset points", ha="center")
         axes.grid(alpha=0.3)
-        axes.margins(0.2)
-    by_size.set(xlabel="size of the weights (MB)", ylabel="speed (short texts/s)", xlim=(0, None), ylim=(0, None))
-    label = f"1 − worst cosine to {report.reference} (log; {NO_LOSS:.0e} is none to be seen)"
-    by_fidelity.set(xlabel=label, xscale="log")
-    figure.suptitle(f"{report.cpu}, {report.n_cores} cores")
+    by_size.set(xlabel="size of the weights (MB)", xlim=(0, 1.3 * max(row.n_bytes / 1e6 for row in rows)))
+    by_size.set(ylabel="speed (short texts/s)", ylim=(0, 1.2 * max(row.texts_per_s for row in rows)))
+    by_fidelity.set(xlabel="loss, 1 − worst cosine (log)", xscale="log", xlim=(NO_LOSS / 10, 10 * max(losses)))
+    figure.suptitle(f"{report.cpu}, {report.n_cores} cores; loss against {report.reference}, {NO_LOSS:g} if none")
     figure.savefig(path)
