@@ -4,6 +4,7 @@ From the fields below come the keywords, the builder, the command line's flags a
 variables (`embellama.options`). The server adds its own fields beside these.
 """
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -155,13 +156,25 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
     Raises:
         ConfigError: Names the field, its value and what is allowed.
     """
+    plain = {name: 0 if value == "auto" and name in autos(kind) else value for name, value in values.items()}
     try:
-        return msgspec.convert(values, kind, strict=strict)
+        return msgspec.convert(plain, kind, strict=strict)
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$.")
         field = where.rstrip("`")
-        value = f"{field} is {values[field]!r}: " if field in values else ""
+        # What is not strict was written by hand, numbers too.
+        shown = f"{values.get(field)!r}" if strict else values.get(field)
+        value = f"{field} is {shown}: " if field in values else ""
         raise ConfigError(f"{value}{reason[0].lower()}{reason[1:]}") from None
+
+
+@functools.cache
+def autos(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """Return the fields of `kind` whose 0 is written auto."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    marked = [field for field in info.fields if isinstance(field.type, msgspec.inspect.Metadata)]
+    return frozenset(field.name for field in marked if (field.type.extra or {}).get("auto"))  # type: ignore[attr-defined]
 
 
 def n_cores() -> int:

@@ -14,7 +14,7 @@ import click
 import msgspec
 from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, VarTupleType
 
-from embellama.config import Config, convert
+from embellama.config import Config, autos, convert
 from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +39,7 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
 
     def written(field: msgspec.inspect.Field) -> str:
         value = "" if field.required or field.default == () else field.default
-        if value == 0 and _is_auto(field):
+        if value == 0 and field.name in autos(kind):
             return "auto"
         return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -116,19 +116,6 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
 
-def _is_auto(field: msgspec.inspect.Field) -> bool:
-    return bool(_extra(field.type).get("auto"))
-
-
-def _count_or_auto(value: str) -> int:
-    if value == "auto":
-        return 0
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither auto nor a whole number") from None
-
-
 def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
@@ -144,8 +131,8 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
         type: Any = None
         if isinstance(inner, LiteralType):
             type = click.Choice(inner.values)
-        elif isinstance(inner, IntType):
-            type = _count_or_auto if _is_auto(field) else int
+        elif isinstance(inner, IntType) and field.name not in autos(kind):
+            type = int
         listed = isinstance(inner, VarTupleType)
         text = schema[field.name]["description"]
         if default := defaults(kind)[field.name]:
@@ -157,7 +144,7 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
                 field.name,
                 type=type,
                 multiple=listed,
-                metavar="AUTO|INTEGER" if _is_auto(field) else None,
+                metavar="AUTO|INTEGER" if field.name in autos(kind) else None,
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required else {"default": None}),
                 envvar=variable(name),

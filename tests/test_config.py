@@ -133,6 +133,7 @@ def test_zero_is_written_auto_where_it_leaves_the_choice_to_us() -> None:
     config = shown("--model-path", "m", "--n-threads", "auto", "--max-batch-tokens", "auto", EMBELLAMA_WORKERS="auto")
     assert (config["n_threads"], config["max_batch_tokens"]) == (0, 0)
     assert config["num_workers"] == shown("--model-path", "m", "--workers", "0")["num_workers"]
+    assert EngineConfig(model_path="m", n_threads="auto").checked().n_threads == 0  # type: ignore[arg-type]
     help = " ".join(CliRunner().invoke(show, ["--help"]).output.split())
     assert "--max-batch-tokens AUTO|INTEGER" in help
     assert help.count("default: auto") == list(defaults(ServerConfig).values()).count("auto") == 5  # pooling is one
@@ -143,7 +144,7 @@ def test_zero_is_written_auto_where_it_leaves_the_choice_to_us() -> None:
     [
         ([], "no model to serve: give --model-path, or [[models]] in the file of --config"),
         (["--workers", "-1"], "--workers: num_workers is -1: expected `int` >= 0"),
-        (["--workers", "many"], "'many' is neither auto nor a whole number"),
+        (["--workers", "many"], "--workers: num_workers is many: expected `int`"),
         (["--queue-size", "auto"], "Invalid value for '--queue-size'"),
         (["--port", "x"], "Invalid value for '--port'"),
         (["--port", "70000"], "--port: port is 70000: expected `int` <= 65535"),
