@@ -241,3 +241,12 @@ def test_embed_command_prints_rows_as_json(tiny_path: str) -> None:
     assert given.returncode == piped.returncode == 0
     assert given.stdout == piped.stdout
     assert len(given.stdout.splitlines()) == 2
+
+
+def test_workers_share_the_weights_in_memory(server: Server, model_path: str) -> None:
+    file = str(Path(model_path).resolve())
+    for worker in server.workers():
+        maps = [region for region in worker.memory_maps(grouped=False) if region.path == file]
+        resident, own_share = sum(region.rss for region in maps), sum(region.pss for region in maps)
+        assert resident > 0.9 * Path(file).stat().st_size
+        assert own_share < 0.6 * resident, "what two processes share counts half for each"
