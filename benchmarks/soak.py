@@ -293,10 +293,11 @@ def fairness(session: Session) -> Iterator[Row]:
     """Ask for single texts beside requests of 2048; then hang up a hundred times and see what is still computed."""
     with session.server("--timeout-ms", "300000") as server:
         session.ask(server, 1)
-        idle = times(session.ask(server, 3))
+        # Of like length, so that what differs is how long they wait.
+        idle = times(session.ask(server, 3, n_tokens=(8, 24)))
         for n in (1, 4):
             big = session.start(Plan(url=server.url, seconds=session.seconds / 2, n_clients=n, sizes=(2048, 2048)))
-            single = session.start(Plan(url=server.url, seconds=session.seconds / 2, seed=4))
+            single = session.start(Plan(url=server.url, seconds=session.seconds / 2, n_tokens=(8, 24), seed=4))
             bigs, singles = big.result(), single.result()
             singles = singles[singles["sent"] > bigs["sent"].min() + 0.2]
             p50, p99, _ = times(singles)

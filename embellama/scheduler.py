@@ -367,12 +367,15 @@ class Scheduler:
                 if n_tokens >= share or len(texts) == self._limits.max_batch_size:
                     break
                 while len(texts) < self._limits.max_batch_size:
-                    # The first text goes whatever its length. Another may go over the share by half of itself, so that
-                    # rounding does not leave a crumb, but never over the limit.
-                    room = min(most - n_tokens, 2 * (share - n_tokens)) if texts else float("inf")
+                    # The first text goes whatever its length, but of those that hurry one that fits if there is any.
+                    # Another may go over the share by half of itself, so that rounding does not leave a crumb, but
+                    # never over the limit.
+                    room = min(most - n_tokens, 2 * (share - n_tokens)) if texts else most if hurried else float("inf")
                     taken = request.largest_within(room)
                     if taken is None:
-                        break
+                        if texts or not request.waiting:
+                            break
+                        taken = request.waiting.pop(0)
                     texts.append(Text(request.id, taken[1]))
                     n_tokens += taken[0]
                 if not request.waiting:
