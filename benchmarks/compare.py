@@ -34,6 +34,7 @@ from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig
 
 ROOT = Path(__file__).parent.parent
 RAW_BUDGETS = (64, 96, 128, 192, 256, 512)
+LOADS = ("1 × 1", "32 × 1", "4 × 32", "32 × 1 mixed")  # clients × texts in each request
 
 
 Measure = Callable[[], dict[str, float]]
@@ -55,19 +56,19 @@ def main() -> None:
         budgets, measures = prepare(config, stack)
         for name, url in urls.items():
             measures |= loads(name, url, options.seconds)
-        rounds = [one_round(measures) for _ in range(options.rounds)]
+        medians = medians_of(measures, options.rounds)
     result = {
         "machine": machine(options.model_path),
         "options": {"workers": options.workers, "rounds": options.rounds, "seconds": options.seconds},
         "raw_max_batch_tokens": budgets,
-        "medians": {
-            name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in measures
-        },
+        "medians": medians,
     }
     table = render(result)
     print(table)
     if options.save:
-        save(result, table)
+        base = result_base("compare", result["machine"]["cpu"])
+        write(base.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write(base.with_suffix(".md"), table)
 
 
 def prepare(config: EngineConfig, stack: contextlib.ExitStack) -> tuple[dict[str, int], dict[str, Measure]]:
@@ -93,13 +94,24 @@ def loads(name: str, url: str, seconds: float) -> dict[str, Measure]:
     """Return what to ask of a server: requests of so many texts from so many clients."""
     pool = texts.sentences()
     short = [[text] for text in pool[:600]]
-    kinds: dict[str, tuple[list[list[str]], int]] = {
-        "1 × 1": (short, 1),
-        "32 × 1": (short, 32),
-        "4 × 32": ([pool[i : i + 32] for i in range(0, 576, 32)], 4),
-        "32 × 1 mixed": ([[text] for text in texts.mixed(pool, 100)], 32),
+    asked: list[tuple[list[list[str]], int]] = [
+        (short, 1),
+        (short, 32),
+        ([pool[i : i + 32] for i in range(0, 576, 32)], 4),
+        ([[text] for text in texts.mixed(pool, 100)], 32),
+    ]
+    return {
+        f"{name}, {load}": functools.partial(server_rate, url, *what, seconds)
+        for load, what in zip(LOADS, asked, strict=True)
     }
-    return {f"{name}, {kind}": functools.partial(server_rate, url, *load, seconds) for kind, load in kinds.items()}
+
+
+def medians_of(measures: dict[str, Measure], n_rounds: int) -> dict[str, dict[str, float]]:
+    """Measure everything `n_rounds` times, in turn, and return the median of each figure of each."""
+    rounds = [one_round(measures) for _ in range(n_rounds)]
+    return {
+        name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in measures
+    }
 
 
 def one_round(measures: dict[str, Measure]) -> dict[str, dict[str, float]]:
@@ -205,13 +217,20 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(result: dict[str, Any], table: str) -> None:
-    cpu = re.sub(r"[^a-z0-9]+", "-", result["machine"]["cpu"].lower()).strip("-")
-    base = ROOT / "benchmarks" / "results" / f"{datetime.date.today()}-compare-{cpu}"
-    base.parent.mkdir(exist_ok=True)
-    base.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    base.with_suffix(".md").write_text(table)
-    print(f"saved {base.relative_to(ROOT)}.md and .json")
+def result_base(name: str, cpu: str) -> Path:
+    """Return where a result of today on this CPU is kept, but for the ending."""
+    return (
+        ROOT
+        / "benchmarks"
+        / "results"
+        / f"{datetime.date.today()}-{name}-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}"
+    )
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    print(f"saved {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

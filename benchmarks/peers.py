@@ -1,0 +1,420 @@
+"""embellama beside others, on the same texts, the same weights and the same cores.
+
+    .venv/bin/python -m benchmarks.peers [PART ...] --python ../peers/bin/python --llama-server PATH --save
+
+short, mixed, long   the library, raw llama.cpp, sentence-transformers and ONNX Runtime (peer.py: what --python needs)
+formats              raw llama.cpp with each models/minilm-*.gguf: how fast, and how near to sentence-transformers
+flags                llama-server under many flags: which are its best
+server               our server, and llama-server as it comes and with its best flags, under the loads of compare.py
+curve                both with 1 to 128 clients, for plot.py
+
+Each part measures its things in turn, round after round. With --save it replaces its own figures of today in
+benchmarks/results/DATE-peers-CPU.json, and the tables beside it are made again; so parts may run one at a time.
+"""
+
+import argparse
+import base64
+import contextlib
+import functools
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import compare, texts
+from benchmarks.compare import ROOT, Measure
+from benchmarks.raw import Raw
+from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig
+
+Rows = NDArray[np.float32]
+Result = dict[str, Any]
+
+WORKERS = 2
+LLAMA_SERVERS = ("llama-server, defaults", "llama-server, best flags")
+CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
+BATCH_SIZES = (4, 8, 16, 32, 64)
+
+# Texts of each kind, and every how many-th of them is enough to find an engine's best batch size.
+KINDS: dict[str, tuple[Callable[[list[str]], list[str]], int]] = {
+    "short": (lambda pool: pool[:3000], 10),
+    "mixed": (lambda pool: texts.mixed(pool, 120), 3),
+    "long": (lambda pool: texts.joined(pool, [10] * 100), 3),
+}
+
+# llama-server gives each of its `-np` slots an equal part of `-c`: 512 tokens, what the model reads, as ours does.
+# A connection keeps a thread of its own, so fewer `--threads-http` than clients let some of them wait for seconds.
+HTTP = "--threads-http 160"
+FLAGS = {
+    "defaults": "",
+    "-np 16": "-np 16 -c 8192",
+    "-np 16 -fa on": "-np 16 -c 8192 -fa on",
+    "-np 16 -fa on, threads": f"-np 16 -c 8192 -fa on {HTTP}",
+    "-np 8 -fa on, threads": f"-np 8 -c 4096 -fa on {HTTP}",
+    "-np 32 -fa on, threads": f"-np 32 -c 16384 -fa on {HTTP}",
+    "-np 16 -fa on -ub 1024, threads": f"-np 16 -c 8192 -fa on -b 1024 -ub 1024 {HTTP}",
+    "-np 16 -fa on -t 1, threads": f"-np 16 -c 8192 -fa on -t 1 -tb 1 {HTTP}",
+}
+BEST_FLAGS = FLAGS["-np 16 -fa on, threads"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="embellama beside others: the library, and the server.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all of them)")
+    parser.add_argument("--python", help="Python with the packages that benchmarks/peer.py names")
+    parser.add_argument("--llama-server", help="llama-server's program")
+    parser.add_argument("--llama-flags", default=BEST_FLAGS, help="its best flags (default: %(default)s)")
+    parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4, help="length of one load (default: %(default)s)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-peers-CPU.json and .md")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    parts = options.parts or list(PARTS)
+    if options.python is None and {*parts} & {*KINDS, "formats"}:
+        parser.error("--python is needed, for sentence-transformers and ONNX Runtime")
+    if options.llama_server is None and {*parts} & {"flags", "server", "curve"}:
+        parser.error("--llama-server is needed")
+    machine = compare.machine(options.model_path)
+    base = compare.result_base("peers", machine["cpu"])
+    result: Result = {}
+    if options.save and base.with_suffix(".json").exists():
+        result = json.loads(base.with_suffix(".json").read_text())
+    result["machine"] = machine
+    for part in parts:
+        result[part] = {"rounds": options.rounds, **PARTS[part](options)}
+    print(render(result))
+    if options.save:
+        compare.write(base.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        compare.write(base.with_suffix(".md"), render(result))
+
+
+def measure_library(kind: str, options: argparse.Namespace) -> Result:
+    """Embed the same texts with each engine, each with the batch size at which it is fastest."""
+    make, every = KINDS[kind]
+    wanted = make(texts.sentences())
+    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS)
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(running_peer(options.python))
+        engine = stack.enter_context(EmbeddingEngine(config))
+        tokens = stack.enter_context(EmbeddingModel(config)).tokenizer.encode(wanted).tokens
+        raw = stack.enter_context(contextlib.closing(Raw(options.model_path, WORKERS, 1)))
+        batches = {"raw llama.cpp": compare.best_budget(raw, tokens[::every])}
+        measures: dict[str, Measure] = {
+            "raw llama.cpp": functools.partial(compare.raw_rate, raw, tokens, batches["raw llama.cpp"]),
+            "embellama": functools.partial(compare.library_rate, engine, wanted),
+        }
+        for name in Peer.ENGINES:
+            batches[name] = peer.best_batch_size(name, wanted[::every])
+            measures[name] = functools.partial(peer.rate, name, wanted, batches[name])
+        medians = compare.medians_of(measures, options.rounds)
+        truth, *others = (peer.embed(name, wanted, batches[name]) for name in Peer.ENGINES)
+        rows = {"embellama": engine.embed_batch("minilm", wanted), **dict(zip(Peer.ENGINES[1:], others, strict=True))}
+        return {
+            "versions": peer.versions,
+            "texts": len(wanted),
+            "tokens": sum(map(len, tokens)),
+            "best_batch": batches,
+            "medians": medians,
+            "worst_cosine": {name: worst_cosine(vectors, truth) for name, vectors in rows.items()},
+        }
+
+
+def measure_formats(options: argparse.Namespace) -> Result:
+    """Measure raw llama.cpp with each format of the default model that is there."""
+    short, long = (make(texts.sentences())[:600] for make, _ in (KINDS["short"], KINDS["long"]))
+    formats: dict[str, Any] = {}
+    measures: dict[str, Measure] = {}
+    with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(running_peer(options.python))
+        truth = peer.embed(Peer.ENGINES[0], short, 32)
+        for path in sorted((ROOT / "models").glob("minilm-*.gguf")):
+            config = EngineConfig(model_path=str(path), model_name="minilm", num_workers=WORKERS)
+            with EmbeddingEngine(config) as engine:
+                formats[path.stem] = {"worst_cosine": worst_cosine(engine.embed_batch("minilm", short), truth)}
+            encode = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
+            raw = stack.enter_context(contextlib.closing(Raw(str(path), WORKERS, 1)))
+            for kind, wanted in (("short", short), ("long", long)):
+                tokens = encode(wanted).tokens
+                measures[f"{path.stem}, {kind}"] = functools.partial(compare.raw_rate, raw, tokens, 192)
+        return {"formats": formats, "medians": compare.medians_of(measures, options.rounds)}
+
+
+def measure_flags(options: argparse.Namespace) -> Result:
+    """Measure llama-server under each of `FLAGS`."""
+    with contextlib.ExitStack() as stack:
+        measures: dict[str, Measure] = {}
+        for name, flags in FLAGS.items():
+            url = stack.enter_context(llama_server(options, flags))
+            measures |= compare.loads(name, url, options.seconds)
+        return {"flags": FLAGS, "medians": compare.medians_of(measures, options.rounds)}
+
+
+def measure_servers(options: argparse.Namespace) -> Result:
+    """Put compare.py's loads on each server, beside what raw llama.cpp does with the same texts."""
+    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS)
+    with contextlib.ExitStack() as stack:
+        urls = all_servers(options, stack)
+        encode = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
+        raw = stack.enter_context(contextlib.closing(Raw(options.model_path, WORKERS, 1)))
+        alone = stack.enter_context(contextlib.closing(Raw(options.model_path, 1, WORKERS)))
+        pool = texts.sentences()
+        measures: dict[str, Measure] = {
+            "raw, 1 × 1": functools.partial(compare.raw_latency, alone, encode(pool[:100]).tokens)
+        }
+        for kind, wanted in (("short", pool[:600]), ("mixed", texts.mixed(pool, 100))):
+            tokens = encode(wanted).tokens
+            budget = compare.best_budget(raw, tokens[::4])
+            measures[f"raw, {kind}"] = functools.partial(compare.raw_rate, raw, tokens, budget)
+        for name, url in urls.items():
+            measures |= compare.loads(name, url, options.seconds)
+        return {
+            "seconds": options.seconds,
+            "llama_flags": options.llama_flags,
+            "medians": compare.medians_of(measures, options.rounds),
+        }
+
+
+def measure_curve(options: argparse.Namespace) -> Result:
+    """Let 1 to 128 clients ask for one short text each, of our server and of llama-server at its best."""
+    short = [[text] for text in texts.sentences()[:600]]
+    with contextlib.ExitStack() as stack:
+        urls = {
+            "embellama": stack.enter_context(our_server(options)),
+            "llama-server": stack.enter_context(llama_server(options, options.llama_flags)),
+        }
+        measures: dict[str, Measure] = {
+            f"{name}, {n}": functools.partial(compare.server_rate, url, short, n, options.seconds)
+            for n in CLIENTS
+            for name, url in urls.items()
+        }
+        medians = compare.medians_of(measures, options.rounds)
+    return {
+        "seconds": options.seconds,
+        "llama_flags": options.llama_flags,
+        "clients": CLIENTS,
+        "medians": {name: [medians[f"{name}, {n}"] for n in CLIENTS] for name in urls},
+    }
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    **{kind: functools.partial(measure_library, kind) for kind in KINDS},
+    "formats": measure_formats,
+    "flags": measure_flags,
+    "server": measure_servers,
+    "curve": measure_curve,
+}
+
+
+class Peer:
+    """peer.py, which runs the engines of `ENGINES` under a Python of its own."""
+
+    ENGINES = ("sentence-transformers", "ONNX Runtime")
+
+    def __init__(self, process: "subprocess.Popen[str]"):
+        self._process = process
+        self.versions: dict[str, str] = self._answer()
+
+    def embed(self, engine: str, wanted: list[str], batch_size: int) -> Rows:
+        answer = self._ask(engine, wanted, batch_size, vectors=True)
+        return np.frombuffer(base64.b64decode(answer["vectors"]), "<f4").reshape(len(wanted), -1)
+
+    def rate(self, engine: str, wanted: list[str], batch_size: int) -> dict[str, float]:
+        return {"texts_per_s": len(wanted) / self._ask(engine, wanted, batch_size)["seconds"]}
+
+    def best_batch_size(self, engine: str, wanted: list[str]) -> int:
+        """Find the batch size at which an engine is fastest, by the better of two tries each."""
+        return max(BATCH_SIZES, key=lambda size: max(self.rate(engine, wanted, size)["texts_per_s"] for _ in range(2)))
+
+    def _ask(self, engine: str, wanted: list[str], batch_size: int, vectors: bool = False) -> dict[str, Any]:
+        assert self._process.stdin
+        question = {"engine": engine, "texts": wanted, "batch_size": batch_size, "vectors": vectors}
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = self._answer()
+        return answer
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("benchmarks/peer.py ended; its messages are above")
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def running_peer(python: str) -> Iterator[Peer]:
+    """Start peer.py, and end it."""
+    command = [python, str(ROOT / "benchmarks" / "peer.py")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Peer(process)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def all_servers(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, str]:
+    return {
+        "embellama": stack.enter_context(our_server(options)),
+        LLAMA_SERVERS[0]: stack.enter_context(llama_server(options, "")),
+        LLAMA_SERVERS[1]: stack.enter_context(llama_server(options, options.llama_flags)),
+    }
+
+
+@contextlib.contextmanager
+def our_server(options: argparse.Namespace) -> Iterator[str]:
+    with compare.our_server(options.model_path, "--workers", str(WORKERS)) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def llama_server(options: argparse.Namespace, flags: str) -> Iterator[str]:
+    """Start llama-server on a free port, wait until it is ready, and give its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    command = [options.llama_server, "--model", options.model_path, "--embeddings", "--port", port, *flags.split()]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not is_healthy(url):
+            if process.poll() is not None:
+                raise RuntimeError(f"llama-server ended with {process.returncode}: {' '.join(command)}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def worst_cosine(rows: Any, truth: Rows) -> float:
+    """Return the lowest cosine between rows of unit length, ``(n_texts, dim)`` each."""
+    return float(np.sum(np.asarray(rows) * truth, axis=1).min())
+
+
+def render(result: Result) -> str:
+    """Return everything measured so far as tables."""
+    what = result["machine"]
+    versions = {**what["versions"], **next((result[kind]["versions"] for kind in KINDS if kind in result), {})}
+    lines = [
+        f"{what['cpu']}, {what['cores']} cores; {what['model']}; {WORKERS} workers; Python {what['python']}; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ". Every figure is a median over rounds in which each thing was measured in turn."
+    ]
+    for kind in KINDS:
+        if kind in result:
+            lines += library_table(kind, result[kind])
+    if "formats" in result:
+        lines += ["", "| format | short texts/s | long texts/s | worst cosine |", "|---|---|---|---|"]
+        for name, format in result["formats"]["formats"].items():
+            short, long = (result["formats"]["medians"][f"{name}, {kind}"]["texts_per_s"] for kind in ("short", "long"))
+            lines.append(f"| {name} | {short:.0f} | {long:.0f} | {format['worst_cosine']:.6f} |")
+    if "flags" in result:
+        lines += load_table("llama-server", result["flags"]["medians"], list(result["flags"]["flags"]))
+    if "server" in result:
+        lines += load_table("server", result["server"]["medians"], ["embellama", *LLAMA_SERVERS])
+        lines += ["", f"llama-server's best flags: `{result['server']['llama_flags']}`."]
+    if "curve" in result:
+        lines += curve_table(result["curve"])
+    lines += ["", "| aim | wanted | measured | met |", "|---|---|---|---|"]
+    for aim, wanted, measured in aims(result):
+        met = measured >= wanted if wanted > 0 else measured <= -wanted
+        sign = "≥" if wanted > 0 else "≤"
+        lines.append(
+            f"| {aim} | {sign} {abs(wanted)} | {measured:.{6 if 'cosine' in aim else 2}f} | {'yes' if met else 'no'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def library_table(kind: str, part: Result) -> list[str]:
+    ours = part["medians"]["embellama"]["texts_per_s"]
+    head = f"{kind}: {part['texts']} texts, {part['tokens'] / part['texts']:.0f} tokens each"
+    lines = [
+        "",
+        f"| {head} | texts/s | tokens/s | embellama is × | worst cosine | best batch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in part["medians"].items():
+        rate = row["texts_per_s"]
+        cosine = f"{part['worst_cosine'][name]:.6f}" if name in part["worst_cosine"] else ""
+        unit = "tokens" if name.startswith("raw") else "texts"
+        batch = f"{part['best_batch'][name]} {unit}" if name in part["best_batch"] else ""
+        tokens = rate * part["tokens"] / part["texts"]
+        lines.append(f"| {name} | {rate:.1f} | {tokens:.0f} | {ours / rate:.2f} | {cosine} | {batch} |")
+    return lines
+
+
+def load_table(title: str, medians: dict[str, dict[str, float]], names: list[str]) -> list[str]:
+    """Return one row for each load and server: texts a second, and milliseconds."""
+    lines = ["", f"| clients × texts | {title} | texts/s | p50 ms | p99 ms | failed |", "|---|---|---|---|---|---|"]
+    for load in compare.LOADS:
+        for name in names:
+            row = medians[f"{name}, {load}"]
+            figures = f"{row['texts_per_s']:.0f} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {row['failed']:.0f}"
+            lines.append(f"| {load} | {name} | {figures} |")
+    return lines
+
+
+def curve_table(part: Result) -> list[str]:
+    names = list(part["medians"])
+    titles = " | ".join(f"{name} texts/s | p50 ms | p99 ms" for name in names)
+    lines = ["", f"| clients | {titles} |", "|---" * (1 + 3 * len(names)) + "|"]
+    for i, n in enumerate(part["clients"]):
+        rows = [part["medians"][name][i] for name in names]
+        cells = (f"{row['texts_per_s']:.0f} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f}" for row in rows)
+        lines.append(f"| {n} | {' | '.join(cells)} |")
+    return lines
+
+
+def aims(result: Result) -> Iterator[tuple[str, float, float]]:
+    """Give each aim: what it says, the least ratio wanted (the most, if negative), the ratio measured."""
+    wanted = {
+        "short": {"raw llama.cpp": 0.97, "sentence-transformers": 1.5, "ONNX Runtime": 1.4},
+        "mixed": {"sentence-transformers": 1.3},
+        "long": {"ONNX Runtime": 1.2},
+    }
+    for kind, peers in wanted.items():
+        if kind in result:
+            rates = {name: row["texts_per_s"] for name, row in result[kind]["medians"].items()}
+            for name, least in peers.items():
+                yield f"{kind} texts, embellama to {name}", least, rates["embellama"] / rates[name]
+            yield f"{kind} texts, embellama's worst cosine", 0.9999, result[kind]["worst_cosine"]["embellama"]
+    if "server" not in result:
+        return
+    rows = result["server"]["medians"]
+    rate = {name: row["texts_per_s"] for name, row in rows.items()}
+    yield "32 × 1, embellama to raw", 0.88, rate["embellama, 32 × 1"] / rate["raw, short"]
+    yield (
+        "32 × 1, embellama's p99 to its p50",
+        -2,
+        rows["embellama, 32 × 1"]["p99_ms"] / rows["embellama, 32 × 1"]["p50_ms"],
+    )
+    yield "4 × 32, embellama to raw", 0.95, rate["embellama, 4 × 32"] / rate["raw, short"]
+    yield (
+        "1 × 1, embellama's p50 to a raw call's",
+        -1.15,
+        rows["embellama, 1 × 1"]["p50_ms"] / rows["raw, 1 × 1"]["p50_ms"],
+    )
+    default, best = LLAMA_SERVERS
+    for load, least in (("32 × 1", 1.15), ("4 × 32", 1.15), ("32 × 1 mixed", 1.2)):
+        yield f"{load}, embellama to {best}", least, rate[f"embellama, {load}"] / rate[f"{best}, {load}"]
+    yield f"1 × 1, embellama's p50 to {best}", -1, rows["embellama, 1 × 1"]["p50_ms"] / rows[f"{best}, 1 × 1"]["p50_ms"]
+    for load in ("32 × 1", "4 × 32"):
+        yield f"{load}, embellama to {default}", 2, rate[f"embellama, {load}"] / rate[f"{default}, {load}"]
+
+
+if __name__ == "__main__":
+    main()
