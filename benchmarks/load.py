@@ -46,8 +46,11 @@ async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_client
         while (start := time.perf_counter()) < end:
             n, data = next(prepared)
             writer.write(data)
-            status, _, _ = await read_answer(reader)
+            status, head, _ = await read_answer(reader)
             latencies.append(time.perf_counter() - start)
+            if b"\r\nconnection: close" in head:  # llama-server hangs up after 100 answers
+                writer.close()
+                reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
             if status == 200:
                 n_texts += n
             else:

@@ -52,15 +52,15 @@ KINDS: dict[str, tuple[Callable[[list[str]], list[str]], int]] = {
 HTTP = "--threads-http 160"
 FLAGS = {
     "defaults": "",
-    "-np 16": "-np 16 -c 8192",
-    "-np 16 -fa on": "-np 16 -c 8192 -fa on",
-    "-np 16 -fa on, threads": f"-np 16 -c 8192 -fa on {HTTP}",
-    "-np 8 -fa on, threads": f"-np 8 -c 4096 -fa on {HTTP}",
-    "-np 32 -fa on, threads": f"-np 32 -c 16384 -fa on {HTTP}",
-    "-np 16 -fa on -ub 1024, threads": f"-np 16 -c 8192 -fa on -b 1024 -ub 1024 {HTTP}",
-    "-np 16 -fa on -t 1, threads": f"-np 16 -c 8192 -fa on -t 1 -tb 1 {HTTP}",
+    "-np 16, few HTTP threads": "-np 16 -c 8192",
+    "-np 16 -fa on, few HTTP threads": "-np 16 -c 8192 -fa on",
+    "-np 16 -fa on": f"-np 16 -c 8192 -fa on {HTTP}",
+    "-np 8 -fa on": f"-np 8 -c 4096 -fa on {HTTP}",
+    "-np 32 -fa on": f"-np 32 -c 16384 -fa on {HTTP}",
+    "-np 16 -fa on -ub 1024": f"-np 16 -c 8192 -fa on -b 1024 -ub 1024 {HTTP}",
+    "-np 16 -fa on -t 1": f"-np 16 -c 8192 -fa on -t 1 -tb 1 {HTTP}",
 }
-BEST_FLAGS = FLAGS["-np 16 -fa on, threads"]
+BEST_FLAGS = FLAGS["-np 16 -fa on"]
 
 
 def main() -> None:
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--python", help="Python with the packages that benchmarks/peer.py names")
     parser.add_argument("--llama-server", help="llama-server's program")
     parser.add_argument("--llama-flags", default=BEST_FLAGS, help="its best flags (default: %(default)s)")
+    parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="measure another server too")
     parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4, help="length of one load (default: %(default)s)")
@@ -160,7 +161,12 @@ def measure_servers(options: argparse.Namespace) -> Result:
     """Put compare.py's loads on each server, beside what raw llama.cpp does with the same texts."""
     config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS)
     with contextlib.ExitStack() as stack:
-        urls = all_servers(options, stack)
+        urls = {
+            "embellama": stack.enter_context(our_server(options)),
+            LLAMA_SERVERS[0]: stack.enter_context(llama_server(options, "")),
+            LLAMA_SERVERS[1]: stack.enter_context(llama_server(options, options.llama_flags)),
+            **dict(url.split("=", 1) for url in options.url),
+        }
         encode = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
         raw = stack.enter_context(contextlib.closing(Raw(options.model_path, WORKERS, 1)))
         alone = stack.enter_context(contextlib.closing(Raw(options.model_path, 1, WORKERS)))
@@ -177,6 +183,7 @@ def measure_servers(options: argparse.Namespace) -> Result:
         return {
             "seconds": options.seconds,
             "llama_flags": options.llama_flags,
+            "servers": list(urls),
             "medians": compare.medians_of(measures, options.rounds),
         }
 
@@ -260,14 +267,6 @@ def running_peer(python: str) -> Iterator[Peer]:
         process.communicate()
 
 
-def all_servers(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, str]:
-    return {
-        "embellama": stack.enter_context(our_server(options)),
-        LLAMA_SERVERS[0]: stack.enter_context(llama_server(options, "")),
-        LLAMA_SERVERS[1]: stack.enter_context(llama_server(options, options.llama_flags)),
-    }
-
-
 @contextlib.contextmanager
 def our_server(options: argparse.Namespace) -> Iterator[str]:
     with compare.our_server(options.model_path, "--workers", str(WORKERS)) as (url, _):
@@ -325,7 +324,7 @@ def render(result: Result) -> str:
     if "flags" in result:
         lines += load_table("llama-server", result["flags"]["medians"], list(result["flags"]["flags"]))
     if "server" in result:
-        lines += load_table("server", result["server"]["medians"], ["embellama", *LLAMA_SERVERS])
+        lines += load_table("server", result["server"]["medians"], result["server"]["servers"])
         lines += ["", f"llama-server's best flags: `{result['server']['llama_flags']}`."]
     if "curve" in result:
         lines += curve_table(result["curve"])
