@@ -17,8 +17,10 @@ import base64
 import contextlib
 import functools
 import json
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,19 +50,17 @@ KINDS: dict[str, tuple[Callable[[list[str]], list[str]], int]] = {
 }
 
 # llama-server gives each of its `-np` slots an equal part of `-c`: 512 tokens, what the model reads, as ours does.
-# A connection keeps a thread of its own, so fewer `--threads-http` than clients let some of them wait for seconds.
-HTTP = "--threads-http 160"
-FLAGS = {
-    "defaults": "",
-    "-np 16, few HTTP threads": "-np 16 -c 8192",
-    "-np 16 -fa on, few HTTP threads": "-np 16 -c 8192 -fa on",
-    "-np 16 -fa on": f"-np 16 -c 8192 -fa on {HTTP}",
-    "-np 8 -fa on": f"-np 8 -c 4096 -fa on {HTTP}",
-    "-np 32 -fa on": f"-np 32 -c 16384 -fa on {HTTP}",
-    "-np 16 -fa on -ub 1024": f"-np 16 -c 8192 -fa on -b 1024 -ub 1024 {HTTP}",
-    "-np 16 -fa on -t 1": f"-np 16 -c 8192 -fa on -t 1 -tb 1 {HTTP}",
-}
-BEST_FLAGS = FLAGS["-np 16 -fa on"]
+BEST_FLAGS = "-np 16 -c 8192 -fa on"
+FLAGS = (
+    "",
+    "-np 16 -c 8192",
+    BEST_FLAGS,
+    f"{BEST_FLAGS} --threads-http 160",
+    f"{BEST_FLAGS} -b 1024 -ub 1024",
+    f"{BEST_FLAGS} -t 1 -tb 1",
+    "-np 8 -c 4096 -fa on",
+    "-np 32 -c 16384 -fa on",
+)
 
 
 def main() -> None:
@@ -77,6 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended then too
     parts = options.parts or list(PARTS)
     if options.python is None and {*parts} & {*KINDS, "formats"}:
         parser.error("--python is needed, for sentence-transformers and ONNX Runtime")
@@ -151,10 +152,11 @@ def measure_flags(options: argparse.Namespace) -> Result:
     """Measure llama-server under each of `FLAGS`."""
     with contextlib.ExitStack() as stack:
         measures: dict[str, Measure] = {}
-        for name, flags in FLAGS.items():
+        for flags in FLAGS:
             url = stack.enter_context(llama_server(options, flags))
-            measures |= compare.loads(name, url, options.seconds)
-        return {"flags": FLAGS, "medians": compare.medians_of(measures, options.rounds)}
+            measures |= compare.loads(flags or "defaults", url, options.seconds)
+        medians = compare.medians_of(measures, options.rounds)
+        return {"flags": [flags or "defaults" for flags in FLAGS], "medians": medians}
 
 
 def measure_servers(options: argparse.Namespace) -> Result:
@@ -322,7 +324,7 @@ def render(result: Result) -> str:
             short, long = (result["formats"]["medians"][f"{name}, {kind}"]["texts_per_s"] for kind in ("short", "long"))
             lines.append(f"| {name} | {short:.0f} | {long:.0f} | {format['worst_cosine']:.6f} |")
     if "flags" in result:
-        lines += load_table("llama-server", result["flags"]["medians"], list(result["flags"]["flags"]))
+        lines += load_table("llama-server's flags", result["flags"]["medians"], list(result["flags"]["flags"]))
     if "server" in result:
         lines += load_table("server", result["server"]["medians"], result["server"]["servers"])
         lines += ["", f"llama-server's best flags: `{result['server']['llama_flags']}`."]
