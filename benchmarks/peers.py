@@ -17,6 +17,7 @@ import base64
 import contextlib
 import functools
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from benchmarks import compare, texts
@@ -39,6 +41,7 @@ Result = dict[str, Any]
 
 WORKERS = 2
 LLAMA_SERVERS = ("llama-server, defaults", "llama-server, best flags")
+MAX_OTHERS = 0.05  # what other programs may take of the CPU's time
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCH_SIZES = (4, 8, 16, 32, 64)
 
@@ -90,11 +93,31 @@ def main() -> None:
         result = json.loads(base.with_suffix(".json").read_text())
     result["machine"] = machine
     for part in parts:
-        result[part] = {"rounds": options.rounds, **PARTS[part](options)}
+        result[part] = measure(part, options)
+        if options.save:
+            compare.write(base.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            compare.write(base.with_suffix(".md"), render(result))
     print(render(result))
-    if options.save:
-        compare.write(base.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        compare.write(base.with_suffix(".md"), render(result))
+
+
+def measure(part: str, options: argparse.Namespace) -> Result:
+    """Measure one part, and refuse the figures if other programs had much of the machine meanwhile."""
+    start, busy, own = time.perf_counter(), busy_s(), sum(os.times()[:4])
+    result = PARTS[part](options)
+    seconds = time.perf_counter() - start
+    # What was started has ended and been waited for, so `os.times` knows its time too.
+    others = (busy_s() - busy - sum(os.times()[:4]) + own) / seconds / psutil.cpu_count()
+    if others > MAX_OTHERS:
+        raise SystemExit(
+            f"{part}: other programs took {others:.0%} of the CPU; the limit is {MAX_OTHERS:.0%}. Try again."
+        )
+    return {"rounds": options.rounds, "cpu_of_others": round(others, 4), **result}
+
+
+def busy_s() -> float:
+    """Return for how many seconds this machine's cores have been busy, or taken by the host, since it started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
 def measure_library(kind: str, options: argparse.Namespace) -> Result:
