@@ -218,12 +218,12 @@ def test_texts_to_tokens_and_back(http: httpx.Client, reference: Reference) -> N
 @pytest.mark.parametrize(
     ("path", "body", "shape"),
     [
-        ("/v1/embeddings", {"model": "no", "input": "a"}, {"error"}),
+        ("/v1/embeddings", {"model": "no", "input": "a"}, {"error", "detail"}),
         ("/v2/embed", {"model": "no", "texts": ["a"]}, {"id", "message"}),
         ("/api/embed", {"model": "no", "input": "a"}, {"error"}),
         ("/embed", {"inputs": ["a", ""]}, {"error", "error_type"}),
         ("/rerank", {"query": "", "texts": ["a"]}, {"error", "error_type"}),
-        ("/v1/rerank", {"query": "a", "documents": []}, {"error"}),
+        ("/v1/rerank", {"query": "a", "documents": []}, {"error", "detail"}),
         ("/v2/rerank", {"model": "minilm", "query": "a", "documents": ["a"], "top_n": 0}, {"message", "id"}),
         ("/tokenize", {"inputs": []}, {"error", "error_type"}),
     ],

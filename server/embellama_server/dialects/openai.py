@@ -14,7 +14,7 @@ from embellama.outputs import check_dtype, quantize
 from embellama.tokenizer import Truncate
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
-from embellama_server.work import JSON, Done, Endpoint, Reply, Stream, Work
+from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Stream, Work
 
 BINARY = "application/octet-stream"
 LINES = "application/x-ndjson"
@@ -110,6 +110,11 @@ def check(calls: Calls, encoding: Encoding, normalized: bool | None = None, para
         )
 
 
+def refuse(problem: Problem) -> dict[str, Any]:
+    """Make OpenAI's error body, with the message once more where Jina's and Voyage's clients look for it."""
+    return {**api.refuse(problem), "detail": problem.message}
+
+
 def usage(n_tokens: int) -> dict[str, int]:
     """Count tokens as OpenAI does."""
     return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
@@ -175,6 +180,6 @@ def _lines(request: EmbeddingsRequest, encoding: Encoding) -> Stream:
 
 
 ENDPOINTS = [
-    Endpoint(path, EmbeddingsRequest, embeddings, api.refuse, "Vectors of texts, as OpenAI defines it.", ANSWERS)
+    Endpoint(path, EmbeddingsRequest, embeddings, refuse, "Vectors of texts, as OpenAI defines it.", ANSWERS)
     for path in ("/v1/embeddings", "/embeddings")
 ]

@@ -12,6 +12,7 @@ import msgspec
 from embellama.calls import Call, Calls, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Parser
+from embellama_server.dialects import openai
 from embellama_server.work import Done, Endpoint, Reply, Work
 
 
@@ -88,6 +89,6 @@ def texts_of(documents: Sequence[str | Document], param: str = "documents") -> l
 
 
 ENDPOINTS = [
-    Endpoint(path, RerankRequest, rerank, api.refuse, "Documents in the order in which they answer a query.")
+    Endpoint(path, RerankRequest, rerank, openai.refuse, "Documents in the order in which they answer a query.")
     for path in ("/v1/rerank",)
 ]

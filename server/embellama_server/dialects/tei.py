@@ -167,7 +167,11 @@ def _list(inside: Iterator[bytes]) -> Iterator[bytes]:
 
 
 ENDPOINTS = [
-    Endpoint("/embed", EmbedRequest, embed, refuse, "Vectors of texts, as text-embeddings-inference defines it."),
+    *(
+        # Hugging Face's client posts to the address that it is given, as it is.
+        Endpoint(path, EmbedRequest, embed, refuse, "Vectors of texts, as text-embeddings-inference defines it.")
+        for path in ("/embed", "/")
+    ),
     Endpoint("/embed_all", EmbedAllRequest, embed_all, refuse, "A vector for each token of each text."),
     Endpoint("/rerank", RerankRequest, rerank, refuse, "Texts by relevance, as text-embeddings-inference defines it."),
     Endpoint("/similarity", SimilarityRequest, similarity, refuse, "How alike one text is to each of several."),

@@ -1,0 +1,396 @@
+"""Real clients, unchanged, against running servers.
+
+docs/clients.md ──► run_program ──► a client ── HTTP ──► a server ──► /metrics: what was sent, and how often
+
+The document's programs are what is run here; mistakes and failures have programs of their own.
+"""
+
+import asyncio
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from embellama.outputs import quantize
+from tests.conftest import ROOT, Reference, Server, running_server, wait_until
+from tests.faults.conftest import FaultyServer, faulty_server
+
+pytestmark = [pytest.mark.server, pytest.mark.model]
+
+ADDRESS = "http://127.0.0.1:8000"
+SECTIONS = dict(
+    section.split("\n", 1) for section in (ROOT / "docs" / "clients.md").read_text().split("\n## ")[1:]
+)  # by title
+PACKAGES = {
+    "OpenAI": "openai",
+    "LangChain": "langchain_openai",
+    "LlamaIndex": "llama_index.embeddings.openai",
+    "Cohere": "cohere",
+    "Ollama": "ollama",
+    "Hugging Face": "huggingface_hub",
+    "Voyage": "voyageai",
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a client that asks for another machine's address, as for telemetry or a tokenizer."""
+    resolve = socket.getaddrinfo
+
+    def only_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        assert host in ("127.0.0.1", b"127.0.0.1"), f"a client asks for the address of {host}"
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+def run_program(client: str, server: Server, texts: list[str]) -> dict[str, Any]:
+    """Run the program of a client's section against a server; return its variables."""
+    [program] = re.findall(r"```python\n(.*?)```", SECTIONS[client], re.DOTALL)
+    assert ADDRESS in program
+    variables: dict[str, Any] = {"texts": texts}
+    exec(compile(program.replace(ADDRESS, server.url), f"docs/clients.md, {client}", "exec"), variables)
+    return variables
+
+
+def assert_right(vectors: Any, reference: Reference) -> None:
+    expected = reference.vectors[: len(vectors)]
+    assert np.shape(vectors) == expected.shape
+    assert np.sum(np.array(vectors) * expected, axis=1).min() > 0.999
+
+
+def sent(server: Server) -> Counter[int]:
+    """Count the requests that a server has answered, by status."""
+    counts: Counter[int] = Counter()
+    for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text):
+        for sample in family.samples:
+            if sample.name == "embellama_requests_total":
+                counts[int(sample.labels["status"])] += int(sample.value)
+    return counts
+
+
+def test_every_client_has_a_program_and_a_version() -> None:
+    assert set(SECTIONS) == {*PACKAGES, "LiteLLM"}
+    table = (ROOT / "docs" / "clients.md").read_text().split("\n## ")[0]
+    for name in SECTIONS:
+        assert re.search(rf"^\| \[{name}\].*\| \d+\.\d+\.\d+", table, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("client", PACKAGES)
+def test_the_documents_program_gets_the_right_vectors(server: Server, reference: Reference, client: str) -> None:
+    vectors = run_program(client, server, reference.texts)["vectors"]
+    assert len(vectors) == len(reference.texts)
+    assert_right(vectors, reference)
+
+
+@pytest.mark.skipif(not find_spec("litellm"), reason="litellm holds openai back; docs/clients.md")
+def test_litellm_gets_the_right_vectors(server: Server, reference: Reference) -> None:
+    assert_right(run_program("LiteLLM", server, reference.texts)["vectors"], reference)
+
+
+async def test_openais_async_client_gets_the_right_vectors(server: Server, reference: Reference) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
+        answers = await asyncio.gather(
+            *(client.embeddings.create(model="minilm", input=text) for text in reference.texts)
+        )
+        assert [model.id async for model in client.models.list()] == ["minilm"]
+    assert_right([answer.data[0].embedding for answer in answers], reference)
+
+
+# LangChain
+
+
+def test_langchain_asks_for_one_text_too_and_without_blocking(server: Server, reference: Reference) -> None:
+    embeddings = run_program("LangChain", server, reference.texts[:1])["embeddings"]
+    assert_right([embeddings.embed_query(reference.texts[0])], reference)
+    assert_right(asyncio.run(embeddings.aembed_documents(reference.texts)), reference)
+
+
+@pytest.fixture
+def openais_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's own tokenizer without the internet: llama-index brings its file along."""
+    spec = find_spec("llama_index.core")
+    assert spec
+    assert spec.origin
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(Path(spec.origin).parent / "_static" / "tiktoken_cache"))
+
+
+@pytest.mark.usefixtures("openais_tokenizer")
+def test_ids_of_another_tokenizer_are_named_as_such(server: Server) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    embeddings = OpenAIEmbeddings(model="minilm", base_url=f"{server.url}/v1", api_key="unused")  # type: ignore[arg-type]
+    before = sent(server)
+    with pytest.raises(openai.BadRequestError, match=r"not in this model's vocabulary .* another model's tokenizer"):
+        embeddings.embed_documents(["polysyllabic idiosyncrasies"])
+    assert sent(server) - before == {400: 1}
+
+
+# Cohere
+
+
+def test_cohere_gets_each_type_that_it_asks_for(server: Server, reference: Reference) -> None:
+    found = run_program("Cohere", server, reference.texts)["answer"].embeddings
+    rows = np.array(found.float_, np.float32)
+    np.testing.assert_array_equal(found.int8, quantize(rows, "int8"))
+    np.testing.assert_array_equal(found.ubinary, quantize(rows, "ubinary"))
+    assert found.binary is None
+
+
+async def test_coheres_async_client_embeds_and_ranks(server: Server, reference: Reference) -> None:
+    import cohere
+
+    async with cohere.AsyncClientV2(api_key="unused", base_url=server.url) as client:
+        answer = await client.embed(
+            model="minilm", texts=reference.texts, input_type="search_query", embedding_types=["float", "binary"]
+        )
+        ranking = await client.rerank(model="minilm", query=reference.texts[0], documents=reference.texts[1:])
+    assert_right(answer.embeddings.float_, reference)
+    assert answer.meta
+    assert answer.meta.billed_units
+    assert answer.meta.billed_units.input_tokens == sum(map(len, reference.ids))
+    assert_ranked([(each.index, each.relevance_score) for each in ranking.results], reference, first=1)
+
+
+def assert_ranked(results: list[tuple[int, float]], reference: Reference, first: int = 0) -> None:
+    """Compare a ranking of the reference's texts from `first` on, by their likeness to its first, with its cosines."""
+    cosines = reference.vectors[first:] @ reference.vectors[0]
+    indices, scores = zip(*results, strict=True)
+    assert list(scores) == sorted(scores, reverse=True)
+    np.testing.assert_allclose(scores, cosines[list(indices)], atol=2e-3)
+    assert scores[0] == pytest.approx(cosines.max(), abs=2e-3)
+
+
+@pytest.mark.parametrize("client", ["Cohere", "Voyage"])
+def test_rankings_are_by_cosine(server: Server, reference: Reference, client: str) -> None:
+    results = run_program(client, server, reference.texts)["ranking"].results
+    assert len(results) == 3
+    assert_ranked([(each.index, each.relevance_score) for each in results], reference)
+
+
+# Ollama, Hugging Face, Voyage
+
+
+def test_ollama_lists_what_is_served(server: Server, reference: Reference) -> None:
+    assert run_program("Ollama", server, reference.texts[:1])["names"] == ["minilm:latest"]
+
+
+def test_ollama_may_write_the_tag_and_ask_the_older_way(server: Server, reference: Reference) -> None:
+    client = run_program("Ollama", server, reference.texts[:1])["client"]
+    assert_right(client.embed(model="minilm:latest", input=reference.texts).embeddings, reference)
+    assert_right([client.embeddings(model="minilm", prompt=reference.texts[0]).embedding], reference)
+
+
+def test_hugging_faces_similarities_are_cosines(server: Server, reference: Reference) -> None:
+    found = run_program("Hugging Face", server, reference.texts)["similarities"]
+    np.testing.assert_allclose(found, reference.vectors[1:] @ reference.vectors[0], atol=2e-3)
+
+
+def test_hugging_faces_options_are_taken(server: Server) -> None:
+    from huggingface_hub import InferenceClient
+
+    client = InferenceClient(model=server.url)
+    rows = client.feature_extraction(
+        "word " * 600, normalize=True, truncate=True, truncation_direction="left", prompt_name="query", dimensions=64
+    )
+    assert rows.shape == (1, 64)
+
+
+@pytest.mark.parametrize("dtype", ["float", "int8", "uint8", "binary", "ubinary"])
+def test_voyage_reads_every_dtype(server: Server, reference: Reference, dtype: str) -> None:
+    client = run_program("Voyage", server, reference.texts[:3])["client"]
+    answer = client.embed(reference.texts, model="minilm", input_type="query", output_dtype=dtype)
+    rows = np.array(client.embed(reference.texts, model="minilm").embeddings, np.float32)
+    expected = rows if dtype == "float" else quantize(rows, dtype)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.array(answer.embeddings, expected.dtype), expected)
+    assert answer.total_tokens == sum(map(len, reference.ids))
+
+
+# What clients raise, and how often they send it
+
+
+def ask_openai(url: str, model: str, text: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+        client.embeddings.create(model=model, input=text)
+
+
+def ask_openai_async(url: str, model: str, text: str) -> None:
+    async def ask() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused") as client:
+            await client.embeddings.create(model=model, input=text)
+
+    asyncio.run(ask())
+
+
+def ask_langchain(url: str, model: str, text: str) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    OpenAIEmbeddings(
+        model=model,
+        base_url=f"{url}/v1",
+        api_key="unused",  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    ).embed_query(text)
+
+
+def ask_llama_index(url: str, model: str, text: str) -> None:
+    from llama_index.embeddings.openai import OpenAIEmbedding
+
+    OpenAIEmbedding(model_name=model, api_base=f"{url}/v1", api_key="unused", max_retries=2).get_text_embedding(text)
+
+
+def ask_cohere(url: str, model: str, text: str) -> None:
+    import cohere
+
+    cohere.ClientV2(api_key="unused", base_url=url).embed(
+        model=model, texts=[text], input_type="search_query", embedding_types=["float"], truncate="NONE"
+    )
+
+
+def ask_ollama(url: str, model: str, text: str) -> None:
+    import ollama
+
+    ollama.Client(host=url).embed(model=model, input=text, truncate=False)
+
+
+def ask_hugging_face(url: str, _: str, text: str) -> None:
+    from huggingface_hub import InferenceClient
+
+    InferenceClient(model=url).feature_extraction(text)
+
+
+def ask_voyage(url: str, model: str, text: str) -> None:
+    import voyageai
+
+    voyageai.Client(api_key="unused", base_url=f"{url}/v1").embed([text], model=model, truncation=False)
+
+
+Ask = Callable[[str, str, str], None]
+
+# What each raises for a 400, a 404 and a 500, and how often it sends what is answered 500.
+ERRORS: list[tuple[Ask, str, str, str, int]] = [
+    (ask_openai, "BadRequestError", "NotFoundError", "InternalServerError", 3),
+    (ask_openai_async, "BadRequestError", "NotFoundError", "InternalServerError", 3),
+    (ask_langchain, "BadRequestError", "NotFoundError", "InternalServerError", 3),
+    (ask_cohere, "BadRequestError", "NotFoundError", "InternalServerError", 3),
+    (ask_ollama, "ResponseError", "ResponseError", "ResponseError", 1),
+    (ask_hugging_face, "BadRequestError", "", "HfHubHTTPError", 1),
+    (ask_voyage, "InvalidRequestError", "InvalidRequestError", "ServerError", 1),
+]
+
+
+def name(ask: Ask) -> str:
+    return ask.__name__.removeprefix("ask_")
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "says", "status"),
+    [
+        ("minilm", "", "empty", 400),
+        ("minilm", "word " * 600, "602 tokens; the limit is 512", 400),
+        ("no", "a", "no", 404),
+    ],
+    ids=["empty", "too-long", "unknown-model"],
+)
+@pytest.mark.parametrize(("ask", "bad", "missing"), [pytest.param(*each[:3], id=name(each[0])) for each in ERRORS])
+def test_a_mistake_is_raised_with_the_servers_words_and_sent_once(
+    server: Server, ask: Ask, bad: str, missing: str, model: str, text: str, says: str, status: int
+) -> None:
+    expected = bad if status == 400 else missing
+    if not expected:
+        pytest.skip("this client names no model")
+    before = sent(server)
+    with pytest.raises(Exception, match=says) as raised:
+        ask(server.url, model, text)
+    assert type(raised.value).__name__ == expected
+    assert sent(server) - before == {status: 1}
+
+
+@pytest.mark.parametrize("ask", [ask_openai, ask_openai_async], ids=name)
+def test_a_body_that_is_too_large_is_sent_once(server: Server, ask: Ask) -> None:
+    before = sent(server)
+    with pytest.raises(openai.APIStatusError, match="the limit is 8388608") as raised:
+        ask(server.url, "minilm", "word " * 2_000_000)
+    assert raised.value.status_code == 413
+    assert sent(server) - before == {413: 1}
+
+
+@pytest.fixture(scope="module")
+def failing(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model fails on "poison"."""
+    log = tmp_path_factory.mktemp("failing") / "log"
+    with running_server(log, "--model-path", tiny_path, "--workers", "1") as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "n_sent"), [pytest.param(each[0], *each[3:], id=name(each[0])) for each in ERRORS]
+)
+def test_a_model_that_fails_is_asked_as_often_as_the_client_likes(
+    failing: Server, ask: Ask, error: str, n_sent: int
+) -> None:
+    before = sent(failing)
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        ask(failing.url, "tiny", "poison")
+    assert type(raised.value).__name__ == error
+    assert sent(failing) - before == {500: n_sent}
+
+
+@pytest.mark.parametrize("ask", [ask_openai, ask_openai_async], ids=name)
+def test_openai_asks_three_times_for_what_is_too_late(tiny_path: str, tmp_path: Path, ask: Ask) -> None:
+    flags = ("--model-path", tiny_path, "--workers", "1", "--timeout-ms", "300")
+    with faulty_server(tmp_path, *flags, hook="hangs") as server:
+        with pytest.raises(openai.InternalServerError) as raised:
+            ask(server.url, "tiny", "poison")
+        assert raised.value.status_code == 504
+        assert sent(server) == {504: 3}
+
+
+@pytest.mark.parametrize("ask", [ask_openai, ask_openai_async], ids=name)
+def test_openai_asks_three_times_while_no_worker_is_there(tiny_path: str, tmp_path: Path, ask: Ask) -> None:
+    with faulty_server(tmp_path, "--model-path", tiny_path, "--workers", "1", hook="dies") as server:
+        (tmp_path / "die").touch()
+        [worker] = server.workers()
+        worker.kill()
+        wait_until(lambda: server.health()["status"] == "unavailable", "it is known that no worker is there")
+        with pytest.raises(openai.InternalServerError) as raised:
+            ask(server.url, "tiny", "red")
+        assert raised.value.status_code == 503
+        assert sent(server) == {503: 3}
+
+
+@pytest.fixture
+def full(model_path: str, reference: Reference, tmp_path: Path) -> Iterator[FaultyServer]:
+    """A server with no room for a few seconds: its one place to wait is taken, and a text takes a fifth of a second."""
+    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-tokens", "1", "--queue-size", "1")
+    with faulty_server(tmp_path, *flags, hook="slow") as server:
+        server.post(reference.texts[:8])  # so that it is known how long a text takes
+        crowd = threading.Thread(target=server.post, args=(reference.texts[:20],))
+        crowd.start()
+        wait_until(lambda: server.health()["waiting"]["requests"] == 1, "the room is full")  # type: ignore[index]
+        yield server
+        crowd.join()
+
+
+@pytest.mark.parametrize("client", ["OpenAI", "LangChain", "LlamaIndex", "Cohere"])
+def test_a_client_waits_as_long_as_a_full_server_says_and_is_answered(
+    full: FaultyServer, reference: Reference, client: str
+) -> None:
+    refused = full.post("a")
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    before = sent(full)
+    assert_right(run_program(client, full, reference.texts[:1])["vectors"], reference)
+    found = sent(full) - before
+    assert found[503] in (1, 2), "it was refused, and came again when told to, not at once and often"
