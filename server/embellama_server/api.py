@@ -8,7 +8,7 @@ vectors ── Encoding ──► floats, base64 or bytes, of one dtype or sever
 import base64
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -95,13 +95,33 @@ def problem(error: Exception) -> tuple[Problem, dict[str, str]]:
     return Problem(status, message, type_, code, "input" if index is not None else param, index), headers
 
 
-def refuse(problem: Problem) -> dict[str, Any]:
-    """Make OpenAI's error body, which also is ours wherever no dialect has its own."""
-    fields = msgspec.structs.asdict(problem)
-    del fields["status"]
-    if problem.index is None:
-        del fields["index"]
-    return {"error": fields}
+class Error(TypedDict):
+    """An error, in OpenAI's words; `index` is the text's at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    index: NotRequired[int]
+
+
+class Refusal(TypedDict):
+    """OpenAI's error body, which also is ours wherever no dialect has its own."""
+
+    error: Error
+
+
+def refuse(problem: Problem) -> Refusal:
+    """Make OpenAI's error body."""
+    error: Error = {
+        "message": problem.message,
+        "type": problem.type,
+        "param": problem.param,
+        "code": problem.code,
+    }
+    if problem.index is not None:
+        error["index"] = problem.index
+    return {"error": error}
 
 
 class Parser(Generic[Request]):
@@ -173,6 +193,10 @@ def prompt_of(calls: Calls, name: str | None) -> str | None:
     if not name or name in calls.prompts.names:
         return name or None
     return "query" if name in _QUERIES else "document" if name in _DOCUMENTS else name
+
+
+# A vector as it is written: numbers, base64, or one of either for each dtype.
+Vector = list[float] | str | dict[str, list[float] | str]
 
 
 class Encoding(NamedTuple):

@@ -5,7 +5,7 @@ POST, any dialect ──► read body ──► parse ──► tokenise ──�
                        408, 413      400       400, 404      503, 504, 500          (api.STATUSES)
 
 A dialect (`dialects/`) turns a body into `Work`, and answers and errors into bytes; everything between is here.
-`pages.py` answers what needs no model: lists, health, descriptions.
+`pages.py` and `openapi.py` answer what needs no model: lists, health; descriptions.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from embellama.batch import Rows
 from embellama.calls import Call, Calls, Embeddings
 from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
-from embellama_server import api, dialects, pages
+from embellama_server import api, dialects, openapi, pages
 from embellama_server.config import ServerConfig
 from embellama_server.dispatcher import Dispatcher
 from embellama_server.metrics import Metrics
@@ -91,7 +91,7 @@ class Server:
         ways = {each.path: _Way(self, each) for each in dialects.ENDPOINTS}
         endpoints = [Route(path, way, methods=["POST"]) for path, way in ways.items()]
         app = Starlette(
-            routes=[*endpoints, *pages.routes(self)],
+            routes=[*endpoints, *pages.routes(self), *openapi.routes()],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         )
         app.router.redirect_slashes = False

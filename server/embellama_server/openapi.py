@@ -1,18 +1,26 @@
-"""What may be asked, described by the types that requests are parsed as.
+"""What may be asked and what comes back, described by the types themselves.
 
-dialects.ENDPOINTS ── msgspec.json.schema_components ──► OpenAPI 3.1 ──► /openapi.json
-                                                              └──► a page without scripts, /docs
+dialects.ENDPOINTS ── request, answers ─┐
+                   └─ refuse's return ──┼─ msgspec.json.schema_components ──► OpenAPI 3.1 ──► /openapi.json
+pages' types ───────────────────────────┘                                         └──► a page without scripts, /docs
+
+tests/test_openapi.py holds the server to it.
 """
 
 import functools
 import html
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 
 from embellama import __version__
-from embellama_server import dialects
-from embellama_server.work import JSON
+from embellama_server import api, dialects, pages
+from embellama_server.metrics import CONTENT_TYPE
+from embellama_server.work import JSON, Endpoint
 
 _ERRORS = {
     "400": "The request is wrong: the message names the field, the value and the limit.",
@@ -21,54 +29,67 @@ _ERRORS = {
     "413": "The body is too large.",
     "415": "The body is compressed.",
     "500": "The model failed on a text.",
-    "503": "More is asked than can be done, or no worker is ready; retry-after says when to come again.",
+    "503": "More is asked than can be done, or no worker is ready.",
     "504": "The answer was not there in time.",
 }
+_HEAD_TOO_LARGE = "The request's head is too large."
 
-_PAGES = {
-    "/v1/models": "The models that are served.",
-    "/models": "The same.",
-    "/info": "The first model, as text-embeddings-inference describes it.",
-    "/api/tags": "The models that are served, as Ollama lists them.",
-    "/api/version": "This server's version, as Ollama says its own.",
-    "/livez": "Whether the server is alive.",
-    "/readyz": "Whether every model has a worker that serves.",
-    "/health": "How every model's workers are.",
-    "/metrics": "Counts and times, for Prometheus.",
+TEXT, HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
+
+# What can be read without asking for work: what it is, its content type and its body's type.
+_PAGES: dict[str, tuple[str, str, Any]] = {
+    "/v1/models": ("The models that are served.", JSON, pages.Models),
+    "/v1/models/{id}": ("One of the models that are served, by name or alias.", JSON, pages.Described),
+    "/models": ("The same as `/v1/models`.", JSON, pages.Models),
+    "/info": ("The first model, as text-embeddings-inference describes it.", JSON, dict[str, Any]),
+    "/api/tags": ("The models that are served, as Ollama lists them.", JSON, dict[str, list[dict[str, Any]]]),
+    "/api/version": ("This server's version, as Ollama says its own.", JSON, dict[str, str]),
+    "/livez": ("Whether the server is alive.", TEXT, str),
+    "/readyz": ("Whether every model has a worker that serves.", TEXT, str),
+    "/health": ("How the models' workers are.", JSON, pages.Health),
+    "/metrics": ("Counts and times, for Prometheus.", CONTENT_TYPE, str),
+    "/openapi.json": ("This description.", JSON, dict[str, Any]),
+    "/docs": ("This description, to be read.", HTML, str),
 }
+
+_WHOLE_NUMBER, _STRING = {"type": "integer"}, {"type": "string"}
+_ALLOW = {"allow": {"description": "The methods that are answered.", "required": True, "schema": _STRING}}
+_RETRY_AFTER = {"retry-after": {"description": "Seconds to wait.", "required": True, "schema": _WHOLE_NUMBER}}
+_COMPUTED = {
+    "x-request-id": {"description": "The request's own, or a new one.", "required": True, "schema": _STRING},
+    "x-compute-tokens": {"description": "Tokens of the request.", "required": True, "schema": _WHOLE_NUMBER},
+    "x-embedding-shape": {"description": "Of an answer in bytes: rows, columns.", "schema": _STRING},
+    "x-embedding-dtype": {"description": "Of an answer in bytes: NumPy's name.", "schema": _STRING},
+}
+
+
+def routes() -> list[Route]:
+    """Return the routes of the description."""
+    return [Route("/openapi.json", _description), Route("/docs", _page)]
+
+
+async def _description(_: Request) -> Response:
+    return pages.as_json(description())
+
+
+async def _page(_: Request) -> Response:
+    return HTMLResponse(page())
 
 
 @functools.cache
 def description() -> dict[str, Any]:
     """Describe every path, as OpenAPI 3.1."""
-    endpoints = dialects.ENDPOINTS
-    schemas, components = msgspec.json.schema_components(
-        [endpoint.request for endpoint in endpoints], ref_template="#/components/schemas/{name}"
-    )
-    paths: dict[str, Any] = {}
-    for endpoint, schema in zip(endpoints, schemas, strict=True):
-        answers = {status: _answer(about) for status, about in _ERRORS.items()}
-        paths[endpoint.path] = {
-            "post": {
-                "summary": endpoint.about,
-                "operationId": "post" + endpoint.path.replace("/", "_"),
-                "requestBody": {"required": True, "content": {JSON: {"schema": schema}}},
-                "responses": {"200": _answer("The answer.", *endpoint.answers), **answers},
-            }
-        }
-    for path, about in _PAGES.items():
-        answers = {"200": _answer(about, None)}
-        if path in ("/readyz", "/health"):
-            answers["503"] = _answer("It is not.", None)
-        paths[path] = {"get": {"summary": about, "operationId": "get" + path.replace("/", "_"), "responses": answers}}
-    paths["/v1/models/{id}"] = {
-        "get": {
-            "summary": "One of the models that are served, by name or alias.",
-            "operationId": "get_v1_models_id",
-            "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
-            "responses": {"200": _answer("The model."), "404": _answer(_ERRORS["404"])},
-        }
-    }
+    paths: dict[str, Any] = {endpoint.path: {"post": _post(endpoint)} for endpoint in dialects.ENDPOINTS}
+    for path in _PAGES:
+        paths[path] = {"get": _get(path), "head": _head(path)}
+    for path, operations in paths.items():
+        answers = {"204": {"description": "See `allow`.", "headers": _ALLOW}, "431": _refusal(_HEAD_TOO_LARGE)}
+        name = path.partition("{")[2].partition("}")[0]
+        if name:
+            answers["404"] = _refusal("There can be no such path.")
+        operations["options"] = _operation("options", path, "Which methods the path answers.", answers)
+        for operation in operations.values() if name else ():
+            operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _STRING}]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -78,8 +99,72 @@ def description() -> dict[str, Any]:
             "text-embeddings-inference.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": _schemas()[1]},
     }
+
+
+@functools.cache
+def _schemas() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
+    """Describe every type that is mentioned; return its schema by type, and the components that schemas refer to."""
+    types: list[Any] = [api.Refusal, *(kind for _, _, kind in _PAGES.values())]
+    for endpoint in dialects.ENDPOINTS:
+        types += [endpoint.request, _refusal_of(endpoint), *endpoint.answers.values()]
+    found = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    # Types of the same name are told apart by their module; a dialect's name is enough.
+    text = msgspec.json.encode(found).replace(b"embellama_server.dialects.", b"").replace(b"embellama_server.", b"")
+    schemas, components = msgspec.json.decode(text)
+    return dict(zip(types, schemas, strict=True)), components
+
+
+def _refusal_of(endpoint: Endpoint) -> Any:
+    return get_type_hints(endpoint.refuse)["return"]
+
+
+def _post(endpoint: Endpoint) -> dict[str, Any]:
+    good = {"description": "The answer.", "headers": _COMPUTED, "content": _content(endpoint.answers)}
+    answers = {"200": good}
+    for status, about in _ERRORS.items():
+        if status != "404" or "model" in endpoint.request.__struct_fields__:
+            answers[status] = {"description": about, "content": _content({JSON: _refusal_of(endpoint)})}
+    answers["431"] = _refusal(_HEAD_TOO_LARGE)
+    answers["503"]["headers"] = _RETRY_AFTER
+    operation = _operation("post", endpoint.path, endpoint.about, answers)
+    operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _schemas()[0][endpoint.request]}}}
+    return operation
+
+
+def _get(path: str) -> dict[str, Any]:
+    about, content_type, kind = _PAGES[path]
+    content = _content({content_type: kind})
+    answers = {"200": {"description": about, "content": content}, "431": _refusal(_HEAD_TOO_LARGE)}
+    if path in _NOT_WELL:
+        answers["503"] = {"description": "It is not.", "content": content}
+    if "{" in path:
+        answers["404"] = _refusal(_ERRORS["404"])
+    return _operation("get", path, about, answers)
+
+
+def _head(path: str) -> dict[str, Any]:
+    statuses = ["200", *(["503"] if path in _NOT_WELL else []), *(["404"] if "{" in path else []), "431"]
+    answers = {status: {"description": "As `GET`, without the body."} for status in statuses}
+    return _operation("head", path, "The head of what `GET` answers.", answers)
+
+
+_NOT_WELL = ("/readyz", "/health")
+
+
+def _operation(method: str, path: str, about: str, answers: dict[str, Any]) -> dict[str, Any]:
+    name = method + path.translate(str.maketrans("/.", "__", "{}"))
+    return {"summary": about, "operationId": name, "responses": dict(sorted(answers.items()))}
+
+
+def _refusal(about: str) -> dict[str, Any]:
+    """Describe an error that belongs to no dialect."""
+    return {"description": about, "content": _content({JSON: api.Refusal})}
+
+
+def _content(types: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {} if kind is None else {"schema": _schemas()[0][kind]} for name, kind in types.items()}
 
 
 @functools.cache

@@ -1,27 +1,86 @@
-"""What is answered without a model computing anything: lists, health, metrics, descriptions.
+"""What is answered without a model computing anything: lists, health, metrics.
 
 Server ──► GET /v1/models, /info, /api/tags ……   what is served, in each dialect's words
        ──► GET /livez, /readyz, /health          alive; ready; a picture
        ──► GET /metrics                          for Prometheus
-       ──► GET /openapi.json, /docs              what may be asked
 """
 
 import datetime
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from embellama import __version__
-from embellama_server import api, metrics, openapi
+from embellama_server import api, metrics
 from embellama_server.work import JSON
 
 if TYPE_CHECKING:
     from embellama_server.app import Model, Server
 
-Handler = Callable[[Request], Awaitable[Response]]
+Status = Literal["ok", "degraded", "starting", "unavailable"]
+
+
+class Described(TypedDict):
+    """A model as OpenAI describes one, and what it does not say."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    aliases: list[str]
+    architecture: str
+    dimensions: int
+    max_input_tokens: int
+    pooling: str
+    normalization: str
+    quantization: str
+    bytes: int
+    prompts: list[str]
+    max_batch_tokens: int
+    workers: int
+
+
+class Models(TypedDict):
+    """The models that are served."""
+
+    object: Literal["list"]
+    data: list[Described]
+
+
+class Workers(TypedDict):
+    """How many workers there are, and were started again."""
+
+    ready: int
+    total: int
+    restarts: int
+
+
+class Waiting(TypedDict):
+    """What waits for a worker."""
+
+    requests: int
+    tokens: int
+
+
+class Pool(TypedDict):
+    """How a model's workers are, and what is wrong."""
+
+    status: Status
+    workers: Workers
+    waiting: Waiting
+    reason: NotRequired[str]
+
+
+class Health(TypedDict):
+    """The worst of the models' states; one model's pool, or that of each."""
+
+    status: Status
+    workers: NotRequired[Workers]
+    waiting: NotRequired[Waiting]
+    reason: NotRequired[str]
+    models: NotRequired[dict[str, Pool]]
 
 
 def routes(server: "Server") -> list[Route]:
@@ -38,15 +97,13 @@ def routes(server: "Server") -> list[Route]:
         Route("/readyz", pages.readyz),
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
-        Route("/openapi.json", pages.openapi),
-        Route("/docs", pages.docs),
     ]
 
 
 def refusal(error: Exception, headers: dict[str, str] | None = None) -> Response:
     """Make the answer to a request that went to no dialect."""
     problem, more = api.problem(error)
-    return _json(api.refuse(problem), problem.status, {**more, **(headers or {})})
+    return as_json(api.refuse(problem), problem.status, {**more, **(headers or {})})
 
 
 class _Pages:
@@ -54,11 +111,11 @@ class _Pages:
         self._server = server
 
     async def models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [_described(model) for model in self._server.models.values()]})
+        return as_json({"object": "list", "data": [_described(model) for model in self._server.models.values()]})
 
     async def model(self, request: Request) -> Response:
         try:
-            return _json(_described(self._server.model(request.path_params["id"])))
+            return as_json(_described(self._server.model(request.path_params["id"])))
         except Exception as error:
             return refusal(error)
 
@@ -69,7 +126,7 @@ class _Pages:
         kind: dict[str, Any] = {"embedding": {"pooling": info.pooling}}
         if info.pooling == "rank":
             kind = {"reranker": {"id2label": {}, "label2id": {}}}
-        return _json(
+        return as_json(
             {
                 "model_id": info.name,
                 "model_sha": None,
@@ -89,10 +146,10 @@ class _Pages:
 
     async def tags(self, _: Request) -> Response:
         """As Ollama lists its models."""
-        return _json({"models": [_tag(model) for model in self._server.models.values()]})
+        return as_json({"models": [_tag(model) for model in self._server.models.values()]})
 
     async def version(self, _: Request) -> Response:
-        return _json({"version": __version__})
+        return as_json({"version": __version__})
 
     async def livez(self, _: Request) -> Response:
         return Response("ok", media_type="text/plain")
@@ -111,25 +168,19 @@ class _Pages:
         # The worst of them speaks for all.
         status = max((pool["status"] for pool in pools.values()), key=_WORSE.index)
         first = next(iter(pools.values()))
-        body = {**first, "status": status}
+        body: dict[str, Any] = {**first, "status": status}
         if len(pools) > 1:
             body = {"status": status, "models": pools}
-        return _json(body, 200 if status in ("ok", "degraded") else 503)
+        return as_json(body, 200 if status in ("ok", "degraded") else 503)
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._server.metrics.page(), headers={"content-type": metrics.CONTENT_TYPE})
-
-    async def openapi(self, _: Request) -> Response:
-        return _json(openapi.description())
-
-    async def docs(self, _: Request) -> Response:
-        return HTMLResponse(openapi.page())
 
 
 _WORSE = ("ok", "degraded", "starting", "unavailable")
 
 
-def _described(model: "Model") -> dict[str, Any]:
+def _described(model: "Model") -> Described:
     """Describe a model as OpenAI does, and what it does not say."""
     info, config = model.info, model.config
     return {
@@ -170,9 +221,9 @@ def _tag(model: "Model") -> dict[str, Any]:
     }
 
 
-def _health(model: "Model") -> dict[str, Any]:
+def _health(model: "Model") -> Pool:
     pool = model.dispatcher
-    body: dict[str, Any] = {
+    body: Pool = {
         "status": pool.status,
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
         "waiting": {"requests": pool.n_waiting, "tokens": pool.waiting_tokens},
@@ -182,5 +233,6 @@ def _health(model: "Model") -> dict[str, Any]:
     return body
 
 
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Make an answer of JSON."""
     return Response(api.dumps(body), status, headers, JSON)

@@ -87,14 +87,14 @@ class Endpoint(NamedTuple):
     path: Where it is.
     request: The type its body is parsed as, for the description.
     parse: Reads a body and what the client accepts; raises `InputError` for what is wrong with them.
-    refuse: Makes the body of an error.
+    refuse: Makes the body of an error; the type it is annotated with goes into the description.
     about: What it does, in a line.
-    answers: The types of a good answer's body.
+    answers: The content types a good answer may have, and the type of its body; None for what is no JSON.
     """
 
     path: str
-    request: type
+    request: type[msgspec.Struct]
     parse: Callable[[bytes, str], Work]
     refuse: Callable[[Problem], Any]
     about: str
-    answers: tuple[str, ...] = (JSON,)
+    answers: Mapping[str, Any]

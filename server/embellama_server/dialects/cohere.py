@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -11,8 +11,8 @@ from embellama.errors import InvalidOption
 from embellama_server import api
 from embellama_server.api import BadRequest, Encoding, Parser
 from embellama_server.dialects import openai
-from embellama_server.dialects.rerank import Document, ranking_work, texts_of
-from embellama_server.work import Done, Endpoint, Problem, Reply, Work
+from embellama_server.dialects.rerank import Document, Text, ranking_work, texts_of
+from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
 
 
 class Content(msgspec.Struct):
@@ -49,6 +49,52 @@ class RerankRequest(msgspec.Struct):
     documents: list[str | Document]
     top_n: int | None = None
     return_documents: bool | None = None
+
+
+class Version(TypedDict):
+    """Of Cohere's API."""
+
+    version: str
+
+
+class Meta(TypedDict):
+    """What a request would have cost."""
+
+    api_version: Version
+    billed_units: dict[str, int]
+
+
+class EmbedAnswer(TypedDict):
+    """Vectors for each of the types asked for, in the texts' order."""
+
+    id: str
+    embeddings: dict[str, list[list[float] | str]]
+    texts: list[str]
+    response_type: Literal["embeddings_by_type"]
+    meta: Meta
+
+
+class Result(TypedDict):
+    """A document's score."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[Text]
+
+
+class RerankAnswer(TypedDict):
+    """The best documents, best first."""
+
+    id: str
+    results: list[Result]
+    meta: Meta
+
+
+class Refusal(TypedDict):
+    """Cohere's error body."""
+
+    id: str
+    message: str
 
 
 _parse_embed, _parse_rerank = Parser(EmbedRequest), Parser(RerankRequest)
@@ -92,20 +138,20 @@ def rerank(body: bytes, _: str) -> Work:
     documents = texts_of(request.documents)
 
     def write(ranking: Ranking, _: Done) -> Reply:
-        results: list[dict[str, Any]] = [
+        results: list[Result] = [
             {"index": each.index, "relevance_score": each.relevance_score} for each in ranking.results
         ]
         if request.return_documents:
             for result in results:
                 result["document"] = {"text": documents[result["index"]]}
-        answer = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(search_units=1)}
+        answer: RerankAnswer = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(search_units=1)}
         return Reply(iter([api.dumps(answer)]))
 
     # Cohere cuts documents that are too long.
     return ranking_work(request.model, request.query, documents, request.top_n, "end", write)
 
 
-def refuse(problem: Problem) -> dict[str, Any]:
+def refuse(problem: Problem) -> Refusal:
     """Make Cohere's error body."""
     return {"id": str(uuid.uuid4()), "message": problem.message}
 
@@ -125,11 +171,18 @@ def _known(calls: Calls, name: str | None) -> str | None:
     return None if name in ("classification", "clustering") and name not in calls.prompts.names else name
 
 
-def _meta(**units: int) -> dict[str, Any]:
+def _meta(**units: int) -> Meta:
     return {"api_version": {"version": "2"}, "billed_units": units}
 
 
 ENDPOINTS = [
-    Endpoint("/v2/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Cohere defines it."),
-    Endpoint("/v2/rerank", RerankRequest, rerank, refuse, "Documents by relevance, as Cohere defines it."),
+    Endpoint("/v2/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Cohere defines it.", {JSON: EmbedAnswer}),
+    Endpoint(
+        "/v2/rerank",
+        RerankRequest,
+        rerank,
+        refuse,
+        "Documents by relevance, as Cohere defines it.",
+        {JSON: RerankAnswer},
+    ),
 ]

@@ -1,7 +1,7 @@
 """Ollama's ``/api/embed`` and its older ``/api/embeddings``."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -9,7 +9,7 @@ from embellama.calls import Call, Calls, Embeddings
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import Done, Endpoint, Problem, Reply, Work
+from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
 
 FLOATS = Encoding.of(None)
 
@@ -28,6 +28,28 @@ class EmbeddingsRequest(msgspec.Struct):
 
     model: str
     prompt: str
+
+
+class EmbedAnswer(TypedDict):
+    """Vectors in the texts' order; times in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddingsAnswer(TypedDict):
+    """The vector."""
+
+    embedding: list[float]
+
+
+class Refusal(TypedDict):
+    """Ollama's error body."""
+
+    error: str
 
 
 _parse_embed, _parse_embeddings = Parser(EmbedRequest), Parser(EmbeddingsRequest)
@@ -61,7 +83,7 @@ def embeddings(body: bytes, _: str) -> Work:
     return _work(request.model, texts_of([request.prompt], "prompt"), True, None, write)
 
 
-def refuse(problem: Problem) -> dict[str, Any]:
+def refuse(problem: Problem) -> Refusal:
     """Make Ollama's error body."""
     return {"error": problem.message}
 
@@ -75,6 +97,13 @@ def _work(model: str, texts: list[str], truncate: bool, dimensions: int | None, 
 
 
 ENDPOINTS = [
-    Endpoint("/api/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Ollama defines it."),
-    Endpoint("/api/embeddings", EmbeddingsRequest, embeddings, refuse, "The vector of one text, as Ollama had it."),
+    Endpoint("/api/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Ollama defines it.", {JSON: EmbedAnswer}),
+    Endpoint(
+        "/api/embeddings",
+        EmbeddingsRequest,
+        embeddings,
+        refuse,
+        "The vector of one text, as Ollama had it.",
+        {JSON: EmbeddingsAnswer},
+    ),
 ]

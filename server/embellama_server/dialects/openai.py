@@ -4,7 +4,7 @@ A request that OpenAI's own client sends notices none of them.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -18,7 +18,6 @@ from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Stream, 
 
 BINARY = "application/octet-stream"
 LINES = "application/x-ndjson"
-ANSWERS = (JSON, BINARY, LINES)
 
 
 class TextInput(msgspec.Struct):
@@ -54,6 +53,33 @@ class EmbeddingsRequest(msgspec.Struct):
     normalized: bool | None = None  # Jina's
     return_truncated: bool | None = None  # say how many tokens of each text were left out
 
+
+class Usage(TypedDict):
+    """Tokens computed, the prompts' included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Item(TypedDict):
+    """A text's vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: api.Vector
+
+
+class EmbeddingsAnswer(TypedDict):
+    """Vectors in the texts' order."""
+
+    object: Literal["list"]
+    data: list[Item]
+    model: str
+    usage: Usage
+    truncated: NotRequired[list[int]]
+
+
+ANSWERS = {JSON: EmbeddingsAnswer, BINARY: None, LINES: None}
 
 _parse = Parser(EmbeddingsRequest, encoding_format="'float' or 'base64'")
 
@@ -110,12 +136,18 @@ def check(calls: Calls, encoding: Encoding, normalized: bool | None = None, para
         )
 
 
-def refuse(problem: Problem) -> dict[str, Any]:
-    """Make OpenAI's error body, with the message once more where Jina's and Voyage's clients look for it."""
+class Refusal(api.Refusal):
+    """OpenAI's error body, with the message once more where Jina's and Voyage's clients look for it."""
+
+    detail: str
+
+
+def refuse(problem: Problem) -> Refusal:
+    """Make the error body."""
     return {**api.refuse(problem), "detail": problem.message}
 
 
-def usage(n_tokens: int) -> dict[str, int]:
+def usage(n_tokens: int) -> Usage:
     """Count tokens as OpenAI does."""
     return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
 
@@ -142,7 +174,7 @@ def _late_chunks(
     return calls.chunks(whole, character_spans=spans, dimensions=dimensions)
 
 
-def _item(index: int, row: Any) -> dict[str, Any]:
+def _item(index: int, row: Any) -> Item:
     return {"object": "embedding", "index": index, "embedding": row}
 
 
@@ -179,7 +211,9 @@ def _lines(request: EmbeddingsRequest, encoding: Encoding) -> Stream:
     return Stream(LINES, rows, end)
 
 
+_ABOUT = "Vectors of texts, as OpenAI defines it; bytes, or a line of JSON for each vector, where `accept` names them."
+
 ENDPOINTS = [
-    Endpoint(path, EmbeddingsRequest, embeddings, refuse, "Vectors of texts, as OpenAI defines it.", ANSWERS)
+    Endpoint(path, EmbeddingsRequest, embeddings, refuse, _ABOUT, ANSWERS)
     for path in ("/v1/embeddings", "/embeddings")
 ]

@@ -5,7 +5,7 @@ engine's (`embellama.calls.Ranking`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -13,7 +13,7 @@ from embellama.calls import Call, Calls, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Parser
 from embellama_server.dialects import openai
-from embellama_server.work import Done, Endpoint, Reply, Work
+from embellama_server.work import JSON, Done, Endpoint, Reply, Work
 
 
 class Document(msgspec.Struct):
@@ -35,6 +35,31 @@ class RerankRequest(msgspec.Struct):
     truncation: bool | None = None  # Voyage's
 
 
+class Text(TypedDict):
+    """A document's text."""
+
+    text: str
+
+
+class Result(TypedDict):
+    """A document's score."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[str | Text]
+
+
+class RerankAnswer(TypedDict):
+    """The best documents, best first; `data` is `results` again."""
+
+    object: Literal["list"]
+    model: str
+    usage: dict[str, int]
+    method: Literal["cross-encoder", "cosine"]
+    results: list[Result]
+    data: list[Result]
+
+
 _parse = Parser(RerankRequest)
 
 
@@ -46,15 +71,15 @@ def rerank(body: bytes, _: str) -> Work:
     truncate = request.truncation if request.truncate is None else request.truncate
 
     def write(ranking: Ranking, done: Done) -> Reply:
-        results: list[dict[str, Any]] = []
+        results: list[Result] = []
         for each in ranking.results:
-            result: dict[str, Any] = {"index": each.index, "relevance_score": each.relevance_score}
+            result: Result = {"index": each.index, "relevance_score": each.relevance_score}
             if request.return_documents:
                 # Voyage's client takes the text itself, Jina's an object.
                 text = documents[each.index]
                 result["document"] = text if request.top_k is not None else {"text": text}
             results.append(result)
-        answer = {
+        answer: RerankAnswer = {
             "object": "list",
             "model": request.model or done.model.name,
             "usage": {"prompt_tokens": done.n_tokens, "total_tokens": done.n_tokens},
@@ -89,6 +114,8 @@ def texts_of(documents: Sequence[str | Document], param: str = "documents") -> l
 
 
 ENDPOINTS = [
-    Endpoint(path, RerankRequest, rerank, openai.refuse, "Documents in the order in which they answer a query.")
+    Endpoint(
+        path, RerankRequest, rerank, openai.refuse, "Documents by how well they answer a query.", {JSON: RerankAnswer}
+    )
     for path in ("/v1/rerank",)
 ]

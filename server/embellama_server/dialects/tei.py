@@ -4,7 +4,7 @@ Statuses are this server's, bodies are theirs.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects import openai
 from embellama_server.dialects.rerank import ranking_work, texts_of
-from embellama_server.work import Done, Endpoint, Problem, Reply, Work
+from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
 
 # Their names for what went wrong, by this server's statuses.
 _KINDS = {400: "Validation", 404: "Validation", 413: "Validation", 500: "Backend", 503: "Overloaded", 504: "Overloaded"}
@@ -67,6 +67,21 @@ class SimilarityRequest(msgspec.Struct):
 
     inputs: Compared
     parameters: dict[str, Any] | None = None
+
+
+class Result(TypedDict):
+    """A text's score."""
+
+    index: int
+    score: float
+    text: NotRequired[str]
+
+
+class Refusal(TypedDict):
+    """Their error body."""
+
+    error: str
+    error_type: str
 
 
 _DIRECTION = "left or right"
@@ -123,12 +138,12 @@ def rerank(body: bytes, _: str) -> Work:
     texts = texts_of(request.texts, "texts")
 
     def write(ranking: Ranking, _: Done) -> Reply:
-        results = []
+        results: list[Result] = []
         for each in ranking.results:
             score = each.relevance_score
             if ranking.method == "cross-encoder" and not request.raw_scores:
                 score = float(1 / (1 + np.exp(-np.float64(score))))
-            result: dict[str, Any] = {"index": each.index, "score": score}
+            result: Result = {"index": each.index, "score": score}
             if request.return_text:
                 result["text"] = texts[each.index]
             results.append(result)
@@ -149,7 +164,7 @@ def similarity(body: bytes, _: str) -> Work:
     return Work(None, sum(map(len, texts)), lambda calls: calls.encode(texts), write)
 
 
-def refuse(problem: Problem) -> dict[str, Any]:
+def refuse(problem: Problem) -> Refusal:
     """Make their error body."""
     return {"error": problem.message, "error_type": _KINDS.get(problem.status, "Validation")}
 
@@ -166,13 +181,30 @@ def _list(inside: Iterator[bytes]) -> Iterator[bytes]:
     yield b"]"
 
 
+_VECTORS = "Vectors of texts, as text-embeddings-inference defines it."
+_RANKING = "Texts by relevance, as text-embeddings-inference defines it."
+
 ENDPOINTS = [
     *(
         # Hugging Face's client posts to the address that it is given, as it is.
-        Endpoint(path, EmbedRequest, embed, refuse, "Vectors of texts, as text-embeddings-inference defines it.")
+        Endpoint(path, EmbedRequest, embed, refuse, _VECTORS, {JSON: list[list[float]]})
         for path in ("/embed", "/")
     ),
-    Endpoint("/embed_all", EmbedAllRequest, embed_all, refuse, "A vector for each token of each text."),
-    Endpoint("/rerank", RerankRequest, rerank, refuse, "Texts by relevance, as text-embeddings-inference defines it."),
-    Endpoint("/similarity", SimilarityRequest, similarity, refuse, "How alike one text is to each of several."),
+    Endpoint(
+        "/embed_all",
+        EmbedAllRequest,
+        embed_all,
+        refuse,
+        "A vector for each token of each text.",
+        {JSON: list[list[list[float]]]},
+    ),
+    Endpoint("/rerank", RerankRequest, rerank, refuse, _RANKING, {JSON: list[Result]}),
+    Endpoint(
+        "/similarity",
+        SimilarityRequest,
+        similarity,
+        refuse,
+        "How alike one text is to each of several.",
+        {JSON: list[float]},
+    ),
 ]

@@ -3,7 +3,7 @@
 Nothing is computed, so these calls have no texts for the pool.
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -12,7 +12,7 @@ from embellama_server import api
 from embellama_server.api import Parser
 from embellama_server.dialects import tei
 from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import Done, Endpoint, Reply, Work
+from embellama_server.work import JSON, Done, Endpoint, Reply, Work
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -37,6 +37,22 @@ class DetokenizeRequest(msgspec.Struct):
 
     tokens: list[int]
     model: str | None = None
+
+
+class Piece(TypedDict):
+    """A token, and the characters of the text it is of."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class DetokenizeAnswer(TypedDict):
+    """The text."""
+
+    content: str
 
 
 _parse_tokenize, _parse_decode, _parse_detokenize = (
@@ -96,7 +112,9 @@ def _work(model: str | None, size: int, answer: Any) -> Work:
 
 
 ENDPOINTS = [
-    Endpoint("/tokenize", TokenizeRequest, tokenize, tei.refuse, "The tokens of texts."),
-    Endpoint("/decode", DecodeRequest, decode, tei.refuse, "Texts of token ids."),
-    Endpoint("/detokenize", DetokenizeRequest, detokenize, api.refuse, "The text of token ids."),
+    Endpoint("/tokenize", TokenizeRequest, tokenize, tei.refuse, "The tokens of texts.", {JSON: list[list[Piece]]}),
+    Endpoint("/decode", DecodeRequest, decode, tei.refuse, "Texts of token ids.", {JSON: list[str]}),
+    Endpoint(
+        "/detokenize", DetokenizeRequest, detokenize, api.refuse, "The text of token ids.", {JSON: DetokenizeAnswer}
+    ),
 ]
