@@ -91,7 +91,7 @@ class Server:
         ways = {each.path: _Way(self, each) for each in dialects.ENDPOINTS}
         endpoints = [Route(path, way, methods=["POST"]) for path, way in ways.items()]
         app = Starlette(
-            routes=[*endpoints, *pages.routes(self), *openapi.routes()],
+            routes=[*endpoints, *pages.routes(self), *openapi.routes(next(iter(self.models)))],
             exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         )
         app.router.redirect_slashes = False

@@ -9,6 +9,7 @@ tests/test_openapi.py holds the server to it.
 
 import functools
 import html
+import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -63,23 +64,22 @@ _COMPUTED = {
 }
 
 
-def routes() -> list[Route]:
-    """Return the routes of the description."""
-    return [Route("/openapi.json", _description), Route("/docs", _page)]
+def routes(model: str) -> list[Route]:
+    """Return the routes of the description, whose examples ask for `model`."""
 
+    async def openapi(_: Request) -> Response:
+        return pages.as_json(description(model))
 
-async def _description(_: Request) -> Response:
-    return pages.as_json(description())
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page(description(model)))
 
-
-async def _page(_: Request) -> Response:
-    return HTMLResponse(page())
+    return [Route("/openapi.json", openapi), Route("/docs", docs)]
 
 
 @functools.cache
-def description() -> dict[str, Any]:
-    """Describe every path, as OpenAPI 3.1."""
-    paths: dict[str, Any] = {endpoint.path: {"post": _post(endpoint)} for endpoint in dialects.ENDPOINTS}
+def description(model: str) -> dict[str, Any]:
+    """Describe every path, as OpenAPI 3.1, with examples that ask for `model`."""
+    paths: dict[str, Any] = {endpoint.path: {"post": _post(endpoint, model)} for endpoint in dialects.ENDPOINTS}
     for path in _PAGES:
         paths[path] = {"get": _get(path), "head": _head(path)}
     for path, operations in paths.items():
@@ -120,16 +120,19 @@ def _refusal_of(endpoint: Endpoint) -> Any:
     return get_type_hints(endpoint.refuse)["return"]
 
 
-def _post(endpoint: Endpoint) -> dict[str, Any]:
+def _post(endpoint: Endpoint, model: str) -> dict[str, Any]:
+    named = "model" in endpoint.request.__struct_fields__
     good = {"description": "The answer.", "headers": _COMPUTED, "content": _content(endpoint.answers)}
     answers = {"200": good}
     for status, about in _ERRORS.items():
-        if status != "404" or "model" in endpoint.request.__struct_fields__:
+        if status != "404" or named:
             answers[status] = {"description": about, "content": _content({JSON: _refusal_of(endpoint)})}
     answers["431"] = _refusal(_HEAD_TOO_LARGE)
     answers["503"]["headers"] = _RETRY_AFTER
     operation = _operation("post", endpoint.path, endpoint.about, answers)
-    operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _schemas()[0][endpoint.request]}}}
+    example = {**({"model": model} if named else {}), **endpoint.example}
+    body = {"schema": _schemas()[0][endpoint.request], "example": example}
+    operation["requestBody"] = {"required": True, "content": {JSON: body}}
     return operation
 
 
@@ -167,63 +170,111 @@ def _content(types: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {} if kind is None else {"schema": _schemas()[0][kind]} for name, kind in types.items()}
 
 
-@functools.cache
-def page() -> str:
-    """Write the description as HTML, with nothing to fetch from elsewhere."""
-    about = description()
-    parts = [f"<h1>embellama {html.escape(__version__)}</h1>", f"<p>{html.escape(about['info']['description'])}</p>"]
-    for path, methods in about["paths"].items():
-        for method, operation in methods.items():
-            parts.append(
-                f"<h2 id='{operation['operationId']}'><b>{method.upper()}</b> <code>{html.escape(path)}</code></h2>"
-            )
-            parts.append(f"<p>{html.escape(operation['summary'])}</p>")
-            if "requestBody" in operation:
-                name = operation["requestBody"]["content"][JSON]["schema"]["$ref"].rpartition("/")[2]
-                parts.append(_table(about["components"]["schemas"][name]))
-    return _PAGE.replace("BODY", "\n".join(parts))
+def page(description: dict[str, Any]) -> str:
+    """Write a description as HTML, with nothing to fetch from elsewhere."""
+    schemas = description["components"]["schemas"]
+    posts: dict[str, list[str]] = {}  # paths that are the same but for their name come together
+    gets = []
+    for path, operations in description["paths"].items():
+        if "post" in operations:
+            same = {name: value for name, value in operations["post"].items() if name != "operationId"}
+            posts.setdefault(str(same), []).append(path)
+        else:
+            link = html.escape(path) if "{" in path else f"<a href='{path}'>{path}</a>"
+            gets.append((f"GET <code>{link}</code>", _prose(operations["get"]["summary"])))
+    parts, contents = [], []
+    for first, *others in posts.values():
+        operation = description["paths"][first]["post"]
+        about = _prose(operation["summary"])
+        names = ", ".join(f"<code>{path}</code>" for path in (first, *others))
+        contents.append((f"POST <a href='#{operation['operationId']}'>{names}</a>", about))
+        parts.append(f"<h2 id='{operation['operationId']}'>POST {names}</h2>\n<p>{about}</p>")
+        parts.append(_operation_in_full(first, operation, schemas))
+    errors = [(status, html.escape(about)) for status, about in {**_ERRORS, "431": _HEAD_TOO_LARGE}.items()]
+    return _PAGE.format(
+        version=html.escape(description["info"]["version"]),
+        about=html.escape(description["info"]["description"]),
+        contents=_table(*contents, *gets),
+        operations="\n".join(parts),
+        errors=_table(("status", "when"), *sorted(errors), headed=True),
+    )
 
 
-def _answer(about: str, *types: str | None) -> dict[str, Any]:
-    """Describe an answer, of JSON unless told otherwise; None for one of any type."""
-    if None in types:
-        return {"description": about}
-    return {"description": about, "content": {kind: {"schema": {}} for kind in types or (JSON,)}}
+def _operation_in_full(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
+    body = operation["requestBody"]["content"][JSON]
+    schema = schemas[body["schema"]["$ref"].rpartition("/")[2]]
+    fields = [("field", "type", "default")]
+    for name, about in schema["properties"].items():
+        default = "required" if name in schema["required"] else msgspec.json.encode(about["default"]).decode()
+        default = "" if default == "null" else html.escape(default)
+        fields.append((f"<code>{name}</code>", html.escape(_kind(about, schemas).removesuffix(" or null")), default))
+    command = (
+        f"curl 127.0.0.1:8000{path} -H 'content-type: {JSON}' -d '{msgspec.json.encode(body['example']).decode()}'"
+    )
+    answer, error = (
+        html.escape(_kind(operation["responses"][status]["content"][JSON]["schema"], schemas))
+        for status in ("200", "400")
+    )
+    return (
+        f"{_table(*fields, headed=True)}\n<pre>{html.escape(command)}</pre>\n"
+        f"<p>Answer: <code>{answer}</code></p>\n<p>Error: <code>{error}</code></p>"
+    )
 
 
-def _table(schema: dict[str, Any]) -> str:
-    rows = []
-    for field, about in schema["properties"].items():
-        wanted = "required" if field in schema.get("required", ()) else _default(about)
-        kind = html.escape(_kind(about))
-        rows.append(f"<tr><td><code>{html.escape(field)}</code></td><td>{kind}</td><td>{html.escape(wanted)}</td></tr>")
-    return "<table><tr><th>field</th><th>type</th><th>default</th></tr>" + "".join(rows) + "</table>"
+def _table(*rows: tuple[str, ...], headed: bool = False) -> str:
+    """Write a table of HTML, the first row being its head if `headed`."""
+    written = []
+    for i, row in enumerate(rows):
+        cell = "th" if headed and not i else "td"
+        written.append("<tr>" + "".join(f"<{cell}>{value}</{cell}>" for value in row) + "</tr>")
+    return "<table>\n" + "\n".join(written) + "\n</table>"
 
 
-def _default(about: dict[str, Any]) -> str:
-    return str(msgspec.json.encode(about["default"]), "utf-8") if "default" in about else ""
+def _prose(text: str) -> str:
+    return re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text))
 
 
-def _kind(about: dict[str, Any]) -> str:
-    if "anyOf" in about:
-        return " or ".join(_kind(each) for each in about["anyOf"] if each.get("type") != "null")
-    if "enum" in about:
-        return " or ".join(repr(value) for value in about["enum"] if value is not None)
+def _kind(about: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Say in words what a schema allows."""
     if "$ref" in about:
-        return str(about["$ref"].rpartition("/")[2])
+        return _kind(schemas[about["$ref"].rpartition("/")[2]], schemas)
+    if "anyOf" in about:
+        return " or ".join(_kind(each, schemas) for each in about["anyOf"])
+    if "enum" in about:
+        return " or ".join(msgspec.json.encode(value).decode() for value in about["enum"])
     if about.get("type") == "array":
-        return f"list of {_kind(about.get('items', {}))}"
-    return str(about.get("type", "any"))
+        items = _kind(about.get("items", {}), schemas)
+        return f"[{items}, …]"
+    if "properties" in about:
+        wanted = about.get("required", ())
+        fields = (
+            f"{name}{'' if name in wanted else '?'}: {_kind(each, schemas)}"
+            for name, each in about["properties"].items()
+        )
+        return "{" + ", ".join(fields) + "}"
+    if isinstance(about.get("additionalProperties"), dict):
+        return "{name: " + _kind(about["additionalProperties"], schemas) + ", …}"
+    return str(about.get("type", "anything"))
 
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>embellama</title>
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>embellama</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { font-size: 1.1rem; margin-top: 2rem; border-top: 1px solid #ddd; padding-top: 1rem; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .1rem 1.5rem .1rem 0; vertical-align: top; }
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h2 {{ font-size: 1.2rem; margin-top: 2rem; border-top: 1px solid #ccc; padding-top: 1rem; }}
+table {{ border-collapse: collapse; }}
+td, th {{ text-align: left; padding: .1rem 1.5rem .1rem 0; vertical-align: top; }}
+pre {{ background: #f4f4f4; padding: .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
+code {{ overflow-wrap: anywhere; }}
 </style>
-<body>
-BODY
-<p>The same for programs: <a href="/openapi.json">/openapi.json</a></p>
-</body></html>
+<h1>embellama {version}</h1>
+<p>{about} The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>
+{contents}
+{operations}
+<h2>Errors</h2>
+<p>The body of an error is what its path says. An unknown path, a method that a path does not answer, a head that is too
+large and what is no HTTP are answered as <code>/v1/embeddings</code> does.</p>
+{errors}
+</html>
 """

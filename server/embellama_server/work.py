@@ -90,6 +90,7 @@ class Endpoint(NamedTuple):
     refuse: Makes the body of an error; the type it is annotated with goes into the description.
     about: What it does, in a line.
     answers: The content types a good answer may have, and the type of its body; None for what is no JSON.
+    example: A body, but for its `model`.
     """
 
     path: str
@@ -98,3 +99,4 @@ class Endpoint(NamedTuple):
     refuse: Callable[[Problem], Any]
     about: str
     answers: Mapping[str, Any]
+    example: Mapping[str, Any]

@@ -176,7 +176,15 @@ def _meta(**units: int) -> Meta:
 
 
 ENDPOINTS = [
-    Endpoint("/v2/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Cohere defines it.", {JSON: EmbedAnswer}),
+    Endpoint(
+        "/v2/embed",
+        EmbedRequest,
+        embed,
+        refuse,
+        "Vectors of texts, as Cohere defines it.",
+        {JSON: EmbedAnswer},
+        {"texts": ["A cat sleeps."], "input_type": "search_document", "embedding_types": ["float", "int8"]},
+    ),
     Endpoint(
         "/v2/rerank",
         RerankRequest,
@@ -184,5 +192,6 @@ ENDPOINTS = [
         refuse,
         "Documents by relevance, as Cohere defines it.",
         {JSON: RerankAnswer},
+        {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "top_n": 1},
     ),
 ]

@@ -97,7 +97,15 @@ def _work(model: str, texts: list[str], truncate: bool, dimensions: int | None, 
 
 
 ENDPOINTS = [
-    Endpoint("/api/embed", EmbedRequest, embed, refuse, "Vectors of texts, as Ollama defines it.", {JSON: EmbedAnswer}),
+    Endpoint(
+        "/api/embed",
+        EmbedRequest,
+        embed,
+        refuse,
+        "Vectors of texts, as Ollama defines it.",
+        {JSON: EmbedAnswer},
+        {"input": ["A cat sleeps."]},
+    ),
     Endpoint(
         "/api/embeddings",
         EmbeddingsRequest,
@@ -105,5 +113,6 @@ ENDPOINTS = [
         refuse,
         "The vector of one text, as Ollama had it.",
         {JSON: EmbeddingsAnswer},
+        {"prompt": "A cat sleeps."},
     ),
 ]

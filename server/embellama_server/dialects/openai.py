@@ -79,8 +79,6 @@ class EmbeddingsAnswer(TypedDict):
     truncated: NotRequired[list[int]]
 
 
-ANSWERS = {JSON: EmbeddingsAnswer, BINARY: None, LINES: None}
-
 _parse = Parser(EmbeddingsRequest, encoding_format="'float' or 'base64'")
 
 
@@ -211,9 +209,15 @@ def _lines(request: EmbeddingsRequest, encoding: Encoding) -> Stream:
     return Stream(LINES, rows, end)
 
 
-_ABOUT = "Vectors of texts, as OpenAI defines it; bytes, or a line of JSON for each vector, where `accept` names them."
-
 ENDPOINTS = [
-    Endpoint(path, EmbeddingsRequest, embeddings, refuse, _ABOUT, ANSWERS)
+    Endpoint(
+        path,
+        EmbeddingsRequest,
+        embeddings,
+        refuse,
+        "Vectors of texts, as OpenAI defines it; bytes, or a line of JSON for each vector, where `accept` names them.",
+        {JSON: EmbeddingsAnswer, BINARY: None, LINES: None},
+        {"input": ["A cat sleeps.", "Two dogs run."]},
+    )
     for path in ("/v1/embeddings", "/embeddings")
 ]

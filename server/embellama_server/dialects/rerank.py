@@ -115,7 +115,13 @@ def texts_of(documents: Sequence[str | Document], param: str = "documents") -> l
 
 ENDPOINTS = [
     Endpoint(
-        path, RerankRequest, rerank, openai.refuse, "Documents by how well they answer a query.", {JSON: RerankAnswer}
+        path,
+        RerankRequest,
+        rerank,
+        openai.refuse,
+        "Documents by how well they answer a query, as Jina and Voyage define it.",
+        {JSON: RerankAnswer},
+        {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "return_documents": True},
     )
     for path in ("/v1/rerank",)
 ]

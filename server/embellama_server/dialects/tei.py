@@ -181,13 +181,10 @@ def _list(inside: Iterator[bytes]) -> Iterator[bytes]:
     yield b"]"
 
 
-_VECTORS = "Vectors of texts, as text-embeddings-inference defines it."
-_RANKING = "Texts by relevance, as text-embeddings-inference defines it."
-
 ENDPOINTS = [
     *(
         # Hugging Face's client posts to the address that it is given, as it is.
-        Endpoint(path, EmbedRequest, embed, refuse, _VECTORS, {JSON: list[list[float]]})
+        Endpoint(path, EmbedRequest, embed, refuse, _VECTORS, {JSON: list[list[float]]}, {"inputs": ["A cat sleeps."]})
         for path in ("/embed", "/")
     ),
     Endpoint(
@@ -197,8 +194,17 @@ ENDPOINTS = [
         refuse,
         "A vector for each token of each text.",
         {JSON: list[list[list[float]]]},
+        {"inputs": ["A cat sleeps."]},
     ),
-    Endpoint("/rerank", RerankRequest, rerank, refuse, _RANKING, {JSON: list[Result]}),
+    Endpoint(
+        "/rerank",
+        RerankRequest,
+        rerank,
+        refuse,
+        "Texts by relevance, as text-embeddings-inference defines it.",
+        {JSON: list[Result]},
+        {"query": "Who sleeps?", "texts": ["A dog runs.", "A cat sleeps."], "return_text": True},
+    ),
     Endpoint(
         "/similarity",
         SimilarityRequest,
@@ -206,5 +212,6 @@ ENDPOINTS = [
         refuse,
         "How alike one text is to each of several.",
         {JSON: list[float]},
+        {"inputs": {"source_sentence": "A cat sleeps.", "sentences": ["A cat rests.", "A dog runs."]}},
     ),
 ]

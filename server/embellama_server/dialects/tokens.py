@@ -112,9 +112,31 @@ def _work(model: str | None, size: int, answer: Any) -> Work:
 
 
 ENDPOINTS = [
-    Endpoint("/tokenize", TokenizeRequest, tokenize, tei.refuse, "The tokens of texts.", {JSON: list[list[Piece]]}),
-    Endpoint("/decode", DecodeRequest, decode, tei.refuse, "Texts of token ids.", {JSON: list[str]}),
     Endpoint(
-        "/detokenize", DetokenizeRequest, detokenize, api.refuse, "The text of token ids.", {JSON: DetokenizeAnswer}
+        "/tokenize",
+        TokenizeRequest,
+        tokenize,
+        tei.refuse,
+        "The tokens of texts.",
+        {JSON: list[list[Piece]]},
+        {"inputs": "A cat sleeps."},
+    ),
+    Endpoint(
+        "/decode",
+        DecodeRequest,
+        decode,
+        tei.refuse,
+        "Texts of token ids.",
+        {JSON: list[str]},
+        {"ids": [[5, 6]]},
+    ),
+    Endpoint(
+        "/detokenize",
+        DetokenizeRequest,
+        detokenize,
+        api.refuse,
+        "The text of token ids.",
+        {JSON: DetokenizeAnswer},
+        {"tokens": [5, 6]},
     ),
 ]
