@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from embellama import EmbeddingEngine, EngineConfig
 from embellama.outputs import quantize
@@ -55,6 +57,31 @@ def test_every_dialect_gives_the_same_vectors_to_the_bit(http: httpx.Client) -> 
         np.testing.assert_array_equal(np.array(rows, np.float32), expected, dialect)
     one = asked(http, "/api/embeddings", model="minilm", prompt=TEXTS[0])["embedding"]
     np.testing.assert_allclose(np.array(one, np.float32), expected[0], atol=2e-3)
+
+
+# Of any script, control characters included; a surrogate is no character, and a blank text is refused.
+any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
+
+
+@pytest.mark.model
+@given(text=any_text)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_any_text_has_one_vector_in_every_dialect(http: httpx.Client, text: str) -> None:
+    if http.post("/embed", json={"inputs": text}).status_code == 400:
+        return  # to the model it is empty
+    expected = openai(http, [text])[0]
+    for found in (
+        asked(http, "/v1/embeddings", model="minilm", input=text)["data"][0]["embedding"],
+        asked(http, "/v1/embeddings", model="minilm", input=[{"text": text}])["data"][0]["embedding"],
+        asked(http, "/v2/embed", model="minilm", texts=[text])["embeddings"]["float"][0],
+        asked(http, "/embed", inputs=text)[0],
+        asked(http, "/api/embed", model="minilm", input=text)["embeddings"][0],
+        asked(http, "/api/embeddings", model="minilm", prompt=text)["embedding"],
+    ):
+        np.testing.assert_array_equal(np.array(found, np.float32), expected)
+    for name in ("int8", "ubinary"):
+        found = asked(http, "/v2/embed", model="minilm", texts=[text], embedding_types=[name])["embeddings"][name]
+        np.testing.assert_array_equal(found, quantize(expected[None], name))
 
 
 @pytest.mark.model
