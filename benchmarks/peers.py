@@ -106,7 +106,7 @@ def measure(part: str, options: argparse.Namespace) -> Result:
     result = PARTS[part](options)
     seconds = time.perf_counter() - start
     # What was started has ended and been waited for, so `os.times` knows its time too.
-    others = (busy_s() - busy - sum(os.times()[:4]) + own) / seconds / psutil.cpu_count()
+    others = (busy_s() - busy - sum(os.times()[:4]) + own) / seconds / (psutil.cpu_count() or 1)
     if others > MAX_OTHERS:
         raise SystemExit(
             f"{part}: other programs took {others:.0%} of the CPU; the limit is {MAX_OTHERS:.0%}. Try again."

@@ -184,7 +184,15 @@ def _list(inside: Iterator[bytes]) -> Iterator[bytes]:
 ENDPOINTS = [
     *(
         # Hugging Face's client posts to the address that it is given, as it is.
-        Endpoint(path, EmbedRequest, embed, refuse, _VECTORS, {JSON: list[list[float]]}, {"inputs": ["A cat sleeps."]})
+        Endpoint(
+            path,
+            EmbedRequest,
+            embed,
+            refuse,
+            "Vectors of texts, as text-embeddings-inference defines it.",
+            {JSON: list[list[float]]},
+            {"inputs": ["A cat sleeps."]},
+        )
         for path in ("/embed", "/")
     ),
     Endpoint(
