@@ -323,7 +323,8 @@ class Scheduler:
         serving = self.workers
         if not serving:
             return None
-        hurried = self._hurried > 0 and bool(self._long)
+        # With more short requests than fit a batch, small ones would only make all of them wait longer.
+        hurried = self._hurried > 0 and bool(self._long) and self._short_tokens <= self._limits.max_batch_tokens
         n_held = min(map(self.n_held, serving))
         if n_held >= (1 if hurried else self._limits.n_slots):
             return None

@@ -262,7 +262,10 @@ class Dispatcher:
             calls = [request.gathering.call for request in requests]
             tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
             batch = Batch.join(tokens, [call.per_token for call in calls])
-            self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch)
+            n_possible = len(batch.tokens)
+            if not self._scheduler.n_waiting:  # it is as small as it is for lack of work
+                n_possible = max(n_possible, self._config.max_batch_tokens)
+            self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch, n_possible)
 
     def _tick(self) -> None:
         for id in self._scheduler.expired(self._loop.time()):

@@ -88,6 +88,15 @@ class Listener(Protocol):
         """A worker is gone, and what it held with it; `suspect` if the batch it was in may be why."""
 
 
+class _Held(NamedTuple):
+    """A batch that a worker has."""
+
+    batch: int
+    texts: Batch
+    n_possible: int  # tokens it would have had with enough to do
+    sent_at: float
+
+
 class _Worker:
     """One worker process."""
 
@@ -99,7 +108,7 @@ class _Worker:
         self.state: Literal["starting", "ready", "retired", "stopping", "gone"] = "starting"
         self.started_at = now
         self.heard_at = now  # when it last answered anything
-        self.held: deque[tuple[int, Batch, float]] = deque()  # its batches: id, texts, when sent
+        self.held: deque[_Held] = deque()
         self.n_done = 0  # batches
         self.n_fruitless = 0  # processes in its place that died in a row without having computed anything
         self.replaces: _Worker | None = None
@@ -120,15 +129,15 @@ class _Recent:
     """
 
     def __init__(self) -> None:
-        self.n_batches = self.n_tokens = self.seconds = 0.0
+        self.n_tokens = self.n_possible = self.seconds = 0.0
 
     @property
     def s_a_token(self) -> float:
         """Seconds for a token; 0 before anything was computed."""
         return self.seconds / self.n_tokens if self.n_tokens else 0.0
 
-    def add(self, n_tokens: int, seconds: float) -> None:
-        self.n_batches = MEMORY * self.n_batches + 1
+    def add(self, n_tokens: int, n_possible: int, seconds: float) -> None:
+        self.n_possible = MEMORY * self.n_possible + n_possible
         self.n_tokens = MEMORY * self.n_tokens + n_tokens
         self.seconds = MEMORY * self.seconds + seconds
 
@@ -184,9 +193,7 @@ class Supervisor:
         smallest, which would then be all that it is given.
         """
         recent = self._recent
-        if not recent.n_batches:
-            return 0.0
-        return max(recent.n_tokens, recent.n_batches * self._config.max_batch_tokens) / recent.seconds
+        return recent.n_possible / recent.seconds if recent.seconds else 0.0
 
     @property
     def recovering(self) -> bool:
@@ -222,10 +229,10 @@ class Supervisor:
         self._tick()
         return self._failed
 
-    def send(self, worker: int, batch: int, n_threads: int, texts: Batch) -> None:
-        """Give a worker a batch."""
+    def send(self, worker: int, batch: int, n_threads: int, texts: Batch, n_possible: int) -> None:
+        """Give a worker a batch; with enough to do, it would have had `n_possible` tokens."""
         receiver = self._workers[worker]
-        receiver.held.append((batch, texts, self._loop.time()))
+        receiver.held.append(_Held(batch, texts, n_possible, self._loop.time()))
         receiver.process.send(batch, n_threads, texts)
 
     async def restart_all(self) -> None:
@@ -299,16 +306,16 @@ class Supervisor:
         if reply.id in (STARTED, CANARY):
             worker.canary_sent = False
             self._on_canary(worker, reply)
-        elif worker.held and worker.held[0][0] == reply.id:
-            _, texts, sent_at = worker.held.popleft()
+        elif worker.held and worker.held[0].batch == reply.id:
+            held = worker.held.popleft()
             worker.n_done += 1
             if reply.rows is None:
                 self._listener.on_error(worker.number, reply.id, reply.error)
             else:
-                seconds = max(now - max(sent_at, worker.heard_at), 1e-6)
+                seconds = max(now - max(held.sent_at, worker.heard_at), 1e-6)
                 self._busy_s[worker.place] += seconds
-                self._recent.add(len(texts.tokens), seconds)
-                self._listener.on_rows(worker.number, reply.id, texts, reply.rows)
+                self._recent.add(len(held.texts.tokens), held.n_possible, seconds)
+                self._listener.on_rows(worker.number, reply.id, held.texts, reply.rows)
         worker.heard_at = now
         if worker.state == "retired" and not worker.held:
             self._stop(worker)
@@ -360,7 +367,7 @@ class Supervisor:
         del self._workers[worker.number]
         state, worker.state = worker.state, "gone"
         reason = worker.fault or "its process died"
-        at_canary = worker.canary_sent and bool(worker.held) and worker.canary_at <= worker.held[0][2]
+        at_canary = worker.canary_sent and bool(worker.held) and worker.canary_at <= worker.held[0].sent_at
         self._listener.on_lost(worker.number, suspect=not worker.drifted and not at_canary)
         if self._closing:
             return
@@ -438,8 +445,8 @@ class Supervisor:
             worker.canary_sent, worker.canary_at = True, now
             worker.process.send(CANARY, self._config.n_threads_busy, self._canary)
         if worker.held:
-            _, texts, sent_at = worker.held[0]
-            patience = len(texts.tokens) * (PATIENCE * self._recent.s_a_token or UNKNOWN_S_A_TOKEN)
+            sent_at = worker.held[0].sent_at
+            patience = len(worker.held[0].texts.tokens) * (PATIENCE * self._recent.s_a_token or UNKNOWN_S_A_TOKEN)
         elif worker.canary_sent:
             sent_at, patience = worker.canary_at, 0.0
         else:
