@@ -106,7 +106,7 @@ def measure(part: str, options: argparse.Namespace) -> Result:
     result = PARTS[part](options)
     seconds = time.perf_counter() - start
     # What was started has ended and been waited for, so `os.times` knows its time too.
-    others = (busy_s() - busy - sum(os.times()[:4]) + own) / seconds / (psutil.cpu_count() or 1)
+    others = (busy_s() - busy - sum(os.times()[:4]) + own) / seconds / (os.cpu_count() or 1)
     if others > MAX_OTHERS:
         raise SystemExit(
             f"{part}: other programs took {others:.0%} of the CPU; the limit is {MAX_OTHERS:.0%}. Try again."
@@ -117,7 +117,8 @@ def measure(part: str, options: argparse.Namespace) -> Result:
 def busy_s() -> float:
     """Return for how many seconds this machine's cores have been busy, or taken by the host, since it started."""
     times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")  # which there are depends on the system
+    return float(sum(getattr(times, kind, 0.0) for kind in kinds))
 
 
 def measure_library(kind: str, options: argparse.Namespace) -> Result:
@@ -358,7 +359,7 @@ def render(result: Result) -> str:
         met = measured >= wanted if wanted > 0 else measured <= -wanted
         sign = "≥" if wanted > 0 else "≤"
         lines.append(
-            f"| {aim} | {sign} {abs(wanted)} | {measured:.{6 if 'cosine' in aim else 2}f} | {'yes' if met else 'no'} |"
+            f"| {aim} | {sign} {abs(wanted)} | {measured:.{6 if 'cosine' in aim else 3}f} | {'yes' if met else 'no'} |"
         )
     return "\n".join(lines) + "\n"
 
