@@ -32,10 +32,13 @@ from embellama.errors import Overloaded
 LOOK_AHEAD = 64
 
 # After a short request came while long ones were waiting, so many batches are short, of short requests or of long ones
-# but not of both, and no worker is given a second one: the next short request then waits a sixth as long for a worker.
+# but not of both, and no worker is given a second one: the next short request then waits an eighth as long for a worker.
 # Larger keeps this up for longer, at the price of about a sixth of the throughput.
 HURRIED_BATCHES = 64
-HURRIED_SHARE = 6
+HURRIED_SHARE = 8
+
+# A request of at most this share of a batch is short enough to hurry others.
+HURRYING_SHARE = 4
 
 # Batches by which the share of long requests is averaged. Fewer, and it follows the moment; more, and it is late.
 RECENT_BATCHES = 64
@@ -196,7 +199,7 @@ class Scheduler:
             self._long[request.id] = request
             self._long = dict(sorted(self._long.items(), key=lambda item: item[1].turns))
         self._waiting_tokens += sum(n_tokens)
-        if self._long and sum(n_tokens) <= self._hurried_tokens:
+        if self._long and sum(n_tokens) <= self._limits.max_batch_tokens // HURRYING_SHARE:
             self._hurried = HURRIED_BATCHES
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, request.id))

@@ -183,7 +183,7 @@ def test_short_batches_follow_a_short_request_among_long_ones() -> None:
         made.complete(done.batch, done.worker)
         todo += made.assign()
         lengths.append([len(batch.texts) for batch in todo])
-    assert [3] in lengths, "a sixth of the budget, and no second batch"
+    assert [2] in lengths, "an eighth of the budget, and no second batch"
     assert lengths[-20] == [8, 8], "and some time later as before"
 
 
