@@ -32,7 +32,7 @@ from embellama.errors import Overloaded
 LOOK_AHEAD = 64
 
 # After a short request came while long ones were waiting, so many batches are short, of short requests or of long ones
-# but not of both, and no worker is given a second one: the next short request then waits an eighth as long for a worker.
+# but not of both, and no worker is given a second one: the next short request waits an eighth as long for a worker.
 # Larger keeps this up for longer, at the price of about a sixth of the throughput.
 HURRIED_BATCHES = 64
 HURRIED_SHARE = 8
