@@ -7,7 +7,7 @@ us, users read and write ``auto``.
 
 import functools
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -44,6 +44,25 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     return {field.name: written(field) for field in _fields(kind)}
+
+
+class Sectioned(click.Command):
+    """A command whose help lists its options in sections.
+
+    `sections` has each one's title and the names of its parameters; those in none come last, as Options.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **options: Any):
+        super().__init__(*args, **options)
+        self._sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        for title, names in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := left.pop(name, None))])
+        with formatter.section("Options"):
+            formatter.write_dl([record for record in left.values() if record])
 
 
 def config_options(

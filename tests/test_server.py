@@ -1,6 +1,7 @@
 """The server as its clients meet it: a real process, a real socket, the real OpenAI client."""
 
 import asyncio
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from embellama_server.config import ServerConfig
 
+from embellama.options import flags
 from tests.conftest import BIN, Reference, Server, StartServer, run, wait_until
 from tests.test_engine import worst_cosine
 
@@ -250,3 +253,13 @@ def test_workers_share_the_weights_in_memory(server: Server, model_path: str) ->
         resident, own_share = sum(region.rss for region in maps), sum(region.pss for region in maps)
         assert resident > 0.9 * Path(file).stat().st_size
         assert own_share < 0.6 * resident, "what two processes share counts half for each"
+
+
+def test_help_lists_every_setting_once_in_its_section() -> None:
+    shown = run(BIN / "embellama-server", "--help").stdout
+    titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
+    assert titles == ["Model", "Address", "Limits", "Workers", "Log", "Options"]
+    for flag in flags(ServerConfig).values():
+        assert len(re.findall(rf"^  --{flag}\b", shown, re.MULTILINE)) == 1, flag
+    assert "--config" in shown.partition("Address:")[0]
+    assert not re.search(r"--\w", shown.partition("\nOptions:")[2].replace("--version", "").replace("--help", ""))

@@ -6,11 +6,24 @@ settings ──► vocabulary (checks the file before anything starts) ──►
 import click
 
 from embellama import __version__
-from embellama.options import config_options
+from embellama.config import EngineConfig
+from embellama.options import Sectioned, config_options
 from embellama_server.config import ServerConfig
 
+SECTIONS = {
+    "Model": ("model_path", "config_file", "aliases", *EngineConfig.__struct_fields__),
+    "Address": ("host", "port"),
+    "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),
+    "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),
+    "Log": ("log_level", "log_format", "access_log"),
+}
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+@click.command(
+    cls=Sectioned,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="embellama-server")
 @config_options(ServerConfig, file=True)
 def main(config: ServerConfig) -> None:
