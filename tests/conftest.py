@@ -27,6 +27,11 @@ REFERENCE = Path(__file__).parent / "reference"
 os.environ["EMBELLAMA_MAX_BATCH_TOKENS"] = "192"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that share an id: pytest-xdist would run only one of them."""
+    assert len({item.nodeid for item in items}) == len(items)
+
+
 class Reference:
     """What sentence-transformers says of 60 texts (tests/reference/make_reference.py)."""
 
