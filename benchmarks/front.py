@@ -4,7 +4,8 @@
     .venv/bin/python -m benchmarks.front --save     # and keeps it under benchmarks/results/
 
 requests   single texts from 32 clients: requests a second, and what each costs the front's core
-rows       requests of 256 texts from 4 clients: megabytes of rows a second
+rows       requests of 256 texts from 4 clients: megabytes of rows a second, in batches of 192 tokens, which suit a
+           CPU, and of 4096, which suit a GPU
 lone       one client: what dispatcher, queue and pipe add to a lone text
 refusals   a full waiting room: what a 503 costs the front's core
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-front-CPU.json")
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)  # workers import this file
     rounds = [one_round(options) for _ in range(options.rounds)]
     result = {
         "machine": machine(options.model_path),
@@ -93,6 +95,8 @@ def one_round(options: argparse.Namespace) -> dict[str, float]:
                 ("1 client × 1 text", [[text] for text in pool[:600]], 1),
             ):
                 found |= loaded(name, server, requests, n_clients, options.seconds)
+        with running_server(Path(folder) / "log1", *flags, "--max-batch-tokens", "4096") as server:
+            found |= loaded("4 clients × 256 texts, large batches", server, [pool[:256]], 4, options.seconds)
         os.environ[HOOK] = "benchmarks.front:sleepy"
         with running_server(Path(folder) / "log2", *flags, "--queue-size", "1") as server:
             found |= loaded("refusals, 32 clients", server, [[text] for text in pool[:600]], 32, options.seconds)

@@ -5,7 +5,6 @@ errors ── problem ──► Problem, status and headers
 vectors ── Encoding ──► floats, base64 or bytes, of one dtype or several
 """
 
-import base64
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, get_args
@@ -13,6 +12,7 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, ge
 import msgspec
 import numpy as np
 import orjson
+import pybase64
 from numpy.typing import NDArray
 
 from embellama import errors
@@ -240,7 +240,7 @@ class Encoding(NamedTuple):
 
     def _rows(self, vectors: NDArray[Any], dtype: Dtype, limit: float) -> list[Any]:
         rows = little_endian(vectors if dtype == "float32" else quantize(vectors, dtype, limit))
-        return [base64.b64encode(row).decode() for row in rows] if self.as_base64 else list(rows)
+        return [pybase64.b64encode_as_string(row) for row in rows] if self.as_base64 else list(rows)
 
 
 def little_endian(rows: NDArray[Any]) -> NDArray[Any]:

@@ -52,6 +52,9 @@ STREAMED_PARTS = 4
 # How long a streamed reply waits before it asks again whether there is room for its next part.
 FULL_S = 0.05
 
+# Pieces of a reply that are no longer than this together are one: each costs the event loop a turn.
+SMALL_BYTES = 16_384
+
 # What a call without texts has to finish: it only needed the tokenizer.
 NO_ROWS: Rows = np.empty((0, 0), np.float32)
 
@@ -332,11 +335,14 @@ class _Way:
 
 
 async def _pieces(reply: Reply, held: "_Held") -> list[bytes]:
-    """Write a reply, with the event loop free between pieces."""
-    pieces = [next(reply.pieces)]
+    """Write a reply, with the event loop free between large pieces."""
+    pieces = [b""]
     for piece in reply.pieces:
-        await asyncio.sleep(0)
-        pieces.append(piece)
+        if len(pieces[-1]) + len(piece) <= SMALL_BYTES:
+            pieces[-1] += piece
+        else:
+            await asyncio.sleep(0)
+            pieces.append(piece)
     held.add(sum(map(len, pieces)))
     return pieces
 

@@ -89,7 +89,7 @@ class Channel:
 
         def read() -> None:
             try:
-                while reply := frames.next():
+                if reply := frames.next():  # more than one are rare, and the loop calls again
                     on_reply(reply)
             except EOFError:
                 loop.remove_reader(self._reader.fileno())
