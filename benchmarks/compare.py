@@ -5,7 +5,7 @@
     scripts/bench --url llama-server=http://127.0.0.1:8081    # another OpenAI-compatible server beside ours
 
 Every round measures each thing once, in turn, so that a machine whose speed drifts drifts for all of them; the table
-gives medians over the rounds.
+gives medians over the rounds, of ratios too.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import llama_cpp
 import psutil
 
 from benchmarks import load, texts
@@ -38,6 +39,7 @@ LOADS = ("1 × 1", "32 × 1", "4 × 32", "32 × 1 mixed")  # clients × texts in
 
 
 Measure = Callable[[], dict[str, float]]
+Round = dict[str, dict[str, float]]  # each measure's figures
 
 
 def main() -> None:
@@ -56,12 +58,13 @@ def main() -> None:
         budgets, measures = prepare(config, stack)
         for name, url in urls.items():
             measures |= loads(name, url, options.seconds)
-        medians = medians_of(measures, options.rounds)
-    result = {
+        rounds = rounds_of(measures, options.rounds)
+    result: dict[str, Any] = {
         "machine": machine(options.model_path),
         "options": {"workers": options.workers, "rounds": options.rounds, "seconds": options.seconds},
         "raw_max_batch_tokens": budgets,
-        "medians": medians,
+        "rounds": rounds,
+        "medians": medians_of(rounds),
     }
     table = render(result)
     print(table)
@@ -106,15 +109,24 @@ def loads(name: str, url: str, seconds: float) -> dict[str, Measure]:
     }
 
 
-def medians_of(measures: dict[str, Measure], n_rounds: int) -> dict[str, dict[str, float]]:
-    """Measure everything `n_rounds` times, in turn, and return the median of each figure of each."""
-    rounds = [one_round(measures) for _ in range(n_rounds)]
+def rounds_of(measures: dict[str, Measure], n_rounds: int) -> list[Round]:
+    """Measure everything `n_rounds` times, in turn."""
+    return [one_round(measures) for _ in range(n_rounds)]
+
+
+def medians_of(rounds: list[Round]) -> Round:
+    """Return the median of each figure of each measure."""
     return {
-        name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in measures
+        name: {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]} for name in rounds[0]
     }
 
 
-def one_round(measures: dict[str, Measure]) -> dict[str, dict[str, float]]:
+def ratio(rounds: list[Round], name: str, to: str, key: str = "texts_per_s") -> float:
+    """Return the median over rounds of one measure's figure to another's: the machine's speed drifts between rounds."""
+    return statistics.median(r[name][key] / r[to][key] for r in rounds)
+
+
+def one_round(measures: dict[str, Measure]) -> Round:
     results = {}
     for name, run in measures.items():
         results[name] = run()
@@ -185,8 +197,16 @@ def machine(model_path: str) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "model": Path(model_path).resolve().name,
+        "llama_cpp_compiler": compiler(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def compiler() -> str:
+    """Return what built llama-cpp-python's llama.cpp, as compilers note it in what they make."""
+    [library] = (Path(llama_cpp.__file__).parent / "lib").glob("libggml-cpu.*so")
+    notes = re.findall(rb"clang version [\d.]+|GCC: \([^)]*\) [\d.]+", library.read_bytes())
+    return max(notes, key=lambda note: note.startswith(b"clang"), default=b"unknown").decode()  # clang links GCC's too
 
 
 def render(result: dict[str, Any]) -> str:
@@ -195,10 +215,11 @@ def render(result: dict[str, Any]) -> str:
 
     def of_raw(name: str) -> str:
         limit = next((raw for key, raw in limits.items() if name.endswith(key)), "raw, short")
-        return f"{medians[name]['texts_per_s'] / medians[limit]['texts_per_s']:.2f}"
+        return f"{ratio(result['rounds'], name, limit):.2f}"
 
     lines = [
-        f"{what['cpu']}, {what['cores']} cores; {what['model']}; Python {what['python']}; "
+        f"{what['cpu']}, {what['cores']} cores; {what['model']}; llama.cpp built with {what['llama_cpp_compiler']}; "
+        f"Python {what['python']}; "
         + ", ".join(f"{k} {v}" for k, v in what["versions"].items())
         + f". Medians of {result['options']['rounds']} rounds, {result['options']['workers']} workers; "
         "raw's best batches: "
@@ -212,8 +233,8 @@ def render(result: dict[str, Any]) -> str:
         cells = [f"{row[key]:.1f}" if key in row else "" for key in ("p50_ms", "p99_ms")]
         failed = f"{row['failed']:.0f}" if "failed" in row else ""
         lines.append(f"| {name} | {row['texts_per_s']:.0f} | {of_raw(name)} | {cells[0]} | {cells[1]} | {failed} |")
-    ratio = medians["server, 32 × 1"]["texts_per_s"] / medians["library, short"]["texts_per_s"]
-    lines += ["", f"Server at 32 × 1 against the library on short texts: {ratio:.2f}."]
+    to_library = ratio(result["rounds"], "server, 32 × 1", "library, short")
+    lines += ["", f"Server at 32 × 1 against the library on short texts: {to_library:.2f}."]
     return "\n".join(lines) + "\n"
 
 

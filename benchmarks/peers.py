@@ -3,6 +3,7 @@
     .venv/bin/python -m benchmarks.peers [PART ...] --python ../peers/bin/python --llama-server PATH --save
 
 short, mixed, long   the library, raw llama.cpp, sentence-transformers and ONNX Runtime (peer.py: what --python needs)
+workers              one, two and four workers of one thread each: the library, and the server under compare.py's 32 × 1
 formats              raw llama.cpp with each models/minilm-*.gguf: how fast, and how near to sentence-transformers
 flags                llama-server under many flags: which are its best
 server               our server, and llama-server as it comes and with its best flags, under the loads of compare.py
@@ -20,6 +21,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -38,6 +40,9 @@ from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig
 
 Rows = NDArray[np.float32]
 Result = dict[str, Any]
+
+# One thread for each worker.
+SCALE = (1, 2, 4)
 
 WORKERS = 2
 LLAMA_SERVERS = ("llama-server, defaults", "llama-server, best flags")
@@ -74,8 +79,8 @@ def main() -> None:
     parser.add_argument("--llama-flags", default=BEST_FLAGS, help="its best flags (default: %(default)s)")
     parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="measure another server too")
     parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4, help="length of one load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="length of one load (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-peers-CPU.json and .md")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
@@ -111,7 +116,7 @@ def measure(part: str, options: argparse.Namespace) -> Result:
         raise SystemExit(
             f"{part}: other programs took {others:.0%} of the CPU; the limit is {MAX_OTHERS:.0%}. Try again."
         )
-    return {"rounds": options.rounds, "cpu_of_others": round(others, 4), **result}
+    return {"cpu_of_others": round(others, 4), **result}
 
 
 def busy_s() -> float:
@@ -139,7 +144,7 @@ def measure_library(kind: str, options: argparse.Namespace) -> Result:
         for name in Peer.ENGINES:
             batches[name] = peer.best_batch_size(name, wanted[::every])
             measures[name] = functools.partial(peer.rate, name, wanted, batches[name])
-        medians = compare.medians_of(measures, options.rounds)
+        rounds = compare.rounds_of(measures, options.rounds)
         truth, *others = (peer.embed(name, wanted, batches[name]) for name in Peer.ENGINES)
         rows = {"embellama": engine.embed_batch("minilm", wanted), **dict(zip(Peer.ENGINES[1:], others, strict=True))}
         return {
@@ -147,7 +152,7 @@ def measure_library(kind: str, options: argparse.Namespace) -> Result:
             "texts": len(wanted),
             "tokens": sum(map(len, tokens)),
             "best_batch": batches,
-            "medians": medians,
+            "rounds": rounds,
             "worst_cosine": {name: worst_cosine(vectors, truth) for name, vectors in rows.items()},
         }
 
@@ -169,7 +174,23 @@ def measure_formats(options: argparse.Namespace) -> Result:
             for kind, wanted in (("short", short), ("long", long)):
                 tokens = encode(wanted).tokens
                 measures[f"{path.stem}, {kind}"] = functools.partial(compare.raw_rate, raw, tokens, 192)
-        return {"formats": formats, "medians": compare.medians_of(measures, options.rounds)}
+        return {"formats": formats, "rounds": compare.rounds_of(measures, options.rounds)}
+
+
+def measure_workers(options: argparse.Namespace) -> Result:
+    """Measure the library and the server with `SCALE` workers of one thread each."""
+    wanted = texts.sentences()[:600]
+    measures: dict[str, Measure] = {}
+    with contextlib.ExitStack() as stack:
+        for n in SCALE:
+            config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=n, n_threads=1)
+            engine = stack.enter_context(EmbeddingEngine(config))
+            measures[f"library, {n}"] = functools.partial(compare.library_rate, engine, wanted)
+        for n in SCALE:
+            url = stack.enter_context(our_server(options, n, "--n-threads", "1"))
+            load = compare.loads("server", url, options.seconds)["server, 32 × 1"]
+            measures[f"server, {n}"] = load
+        return {"rounds": compare.rounds_of(measures, options.rounds)}
 
 
 def measure_flags(options: argparse.Namespace) -> Result:
@@ -179,8 +200,8 @@ def measure_flags(options: argparse.Namespace) -> Result:
         for flags in FLAGS:
             url = stack.enter_context(llama_server(options, flags))
             measures |= compare.loads(flags or "defaults", url, options.seconds)
-        medians = compare.medians_of(measures, options.rounds)
-        return {"flags": [flags or "defaults" for flags in FLAGS], "medians": medians}
+        rounds = compare.rounds_of(measures, options.rounds)
+        return {"flags": [flags or "defaults" for flags in FLAGS], "rounds": rounds}
 
 
 def measure_servers(options: argparse.Namespace) -> Result:
@@ -210,7 +231,7 @@ def measure_servers(options: argparse.Namespace) -> Result:
             "seconds": options.seconds,
             "llama_flags": options.llama_flags,
             "servers": list(urls),
-            "medians": compare.medians_of(measures, options.rounds),
+            "rounds": compare.rounds_of(measures, options.rounds),
         }
 
 
@@ -227,17 +248,20 @@ def measure_curve(options: argparse.Namespace) -> Result:
             for n in CLIENTS
             for name, url in urls.items()
         }
-        medians = compare.medians_of(measures, options.rounds)
+        rounds = compare.rounds_of(measures, options.rounds)
+    medians = compare.medians_of(rounds)
     return {
         "seconds": options.seconds,
         "llama_flags": options.llama_flags,
         "clients": CLIENTS,
+        "rounds": rounds,
         "medians": {name: [medians[f"{name}, {n}"] for n in CLIENTS] for name in urls},
     }
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
     **{kind: functools.partial(measure_library, kind) for kind in KINDS},
+    "workers": measure_workers,
     "formats": measure_formats,
     "flags": measure_flags,
     "server": measure_servers,
@@ -294,8 +318,8 @@ def running_peer(python: str) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def our_server(options: argparse.Namespace) -> Iterator[str]:
-    with compare.our_server(options.model_path, "--workers", str(WORKERS)) as (url, _):
+def our_server(options: argparse.Namespace, n_workers: int = WORKERS, *flags: str) -> Iterator[str]:
+    with compare.our_server(options.model_path, "--workers", str(n_workers), *flags) as (url, _):
         yield url
 
 
@@ -335,22 +359,30 @@ def render(result: Result) -> str:
     what = result["machine"]
     versions = {**what["versions"], **next((result[kind]["versions"] for kind in KINDS if kind in result), {})}
     lines = [
-        f"{what['cpu']}, {what['cores']} cores; {what['model']}; {WORKERS} workers; Python {what['python']}; "
+        f"{what['cpu']}, {what['cores']} cores; {what['model']}; {WORKERS} workers; "
+        f"llama.cpp built with {what['llama_cpp_compiler']}; Python {what['python']}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". Every figure is a median over rounds in which each thing was measured in turn."
+        + ". Every figure, ratios too, is a median over rounds in which each thing was measured in turn."
     ]
     for kind in KINDS:
         if kind in result:
             lines += library_table(kind, result[kind])
+    if "workers" in result:
+        medians = compare.medians_of(result["workers"]["rounds"])
+        lines += ["", "| workers, one thread each | library texts/s | server texts/s, 32 × 1 |", "|---|---|---|"]
+        for n in SCALE:
+            library, server = (medians[f"{what}, {n}"]["texts_per_s"] for what in ("library", "server"))
+            lines.append(f"| {n} | {library:.0f} | {server:.0f} |")
     if "formats" in result:
+        medians = compare.medians_of(result["formats"]["rounds"])
         lines += ["", "| format | short texts/s | long texts/s | worst cosine |", "|---|---|---|---|"]
         for name, format in result["formats"]["formats"].items():
-            short, long = (result["formats"]["medians"][f"{name}, {kind}"]["texts_per_s"] for kind in ("short", "long"))
+            short, long = (medians[f"{name}, {kind}"]["texts_per_s"] for kind in ("short", "long"))
             lines.append(f"| {name} | {short:.0f} | {long:.0f} | {format['worst_cosine']:.6f} |")
     if "flags" in result:
-        lines += load_table("llama-server's flags", result["flags"]["medians"], list(result["flags"]["flags"]))
+        lines += load_table("llama-server's flags", result["flags"]["rounds"], list(result["flags"]["flags"]))
     if "server" in result:
-        lines += load_table("server", result["server"]["medians"], result["server"]["servers"])
+        lines += load_table("server", result["server"]["rounds"], result["server"]["servers"])
         lines += ["", f"llama-server's best flags: `{result['server']['llama_flags']}`."]
     if "curve" in result:
         lines += curve_table(result["curve"])
@@ -365,25 +397,25 @@ def render(result: Result) -> str:
 
 
 def library_table(kind: str, part: Result) -> list[str]:
-    ours = part["medians"]["embellama"]["texts_per_s"]
     head = f"{kind}: {part['texts']} texts, {part['tokens'] / part['texts']:.0f} tokens each"
     lines = [
         "",
         f"| {head} | texts/s | tokens/s | embellama is × | worst cosine | best batch |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in part["medians"].items():
-        rate = row["texts_per_s"]
+    for name, row in compare.medians_of(part["rounds"]).items():
+        rate, ratio = row["texts_per_s"], compare.ratio(part["rounds"], "embellama", name)
         cosine = f"{part['worst_cosine'][name]:.6f}" if name in part["worst_cosine"] else ""
         unit = "tokens" if name.startswith("raw") else "texts"
         batch = f"{part['best_batch'][name]} {unit}" if name in part["best_batch"] else ""
         tokens = rate * part["tokens"] / part["texts"]
-        lines.append(f"| {name} | {rate:.1f} | {tokens:.0f} | {ours / rate:.2f} | {cosine} | {batch} |")
+        lines.append(f"| {name} | {rate:.1f} | {tokens:.0f} | {ratio:.2f} | {cosine} | {batch} |")
     return lines
 
 
-def load_table(title: str, medians: dict[str, dict[str, float]], names: list[str]) -> list[str]:
+def load_table(title: str, rounds: list[compare.Round], names: list[str]) -> list[str]:
     """Return one row for each load and server: texts a second, and milliseconds."""
+    medians = compare.medians_of(rounds)
     lines = ["", f"| clients × texts | {title} | texts/s | p50 ms | p99 ms | failed |", "|---|---|---|---|---|---|"]
     for load in compare.LOADS:
         for name in names:
@@ -413,32 +445,32 @@ def aims(result: Result) -> Iterator[tuple[str, float, float]]:
     }
     for kind, peers in wanted.items():
         if kind in result:
-            rates = {name: row["texts_per_s"] for name, row in result[kind]["medians"].items()}
             for name, least in peers.items():
-                yield f"{kind} texts, embellama to {name}", least, rates["embellama"] / rates[name]
+                yield (
+                    f"{kind} texts, embellama to {name}",
+                    least,
+                    compare.ratio(result[kind]["rounds"], "embellama", name),
+                )
             yield f"{kind} texts, embellama's worst cosine", 0.9999, result[kind]["worst_cosine"]["embellama"]
+    if "workers" in result:
+        for what in ("library", "server"):
+            for n, to, least in ((2, 1, 1.85), (4, 2, 0.95)):
+                ratio = compare.ratio(result["workers"]["rounds"], f"{what}, {n}", f"{what}, {to}")
+                yield f"{what}, {n} workers to {to}", least, ratio
     if "server" not in result:
         return
-    rows = result["server"]["medians"]
-    rate = {name: row["texts_per_s"] for name, row in rows.items()}
-    yield "32 × 1, embellama to raw", 0.88, rate["embellama, 32 × 1"] / rate["raw, short"]
-    yield (
-        "32 × 1, embellama's p99 to its p50",
-        -2,
-        rows["embellama, 32 × 1"]["p99_ms"] / rows["embellama, 32 × 1"]["p50_ms"],
-    )
-    yield "4 × 32, embellama to raw", 0.95, rate["embellama, 4 × 32"] / rate["raw, short"]
-    yield (
-        "1 × 1, embellama's p50 to a raw call's",
-        -1.15,
-        rows["embellama, 1 × 1"]["p50_ms"] / rows["raw, 1 × 1"]["p50_ms"],
-    )
+    rounds = result["server"]["rounds"]
+    own = "embellama, 32 × 1"
+    yield f"{own} to raw", 0.88, compare.ratio(rounds, own, "raw, short")
+    yield f"{own}, p99 to p50", -2, statistics.median(r[own]["p99_ms"] / r[own]["p50_ms"] for r in rounds)
+    yield "embellama, 4 × 32 to raw", 0.95, compare.ratio(rounds, "embellama, 4 × 32", "raw, short")
+    yield "embellama, 1 × 1 to raw, p50", -1.15, compare.ratio(rounds, "embellama, 1 × 1", "raw, 1 × 1", "p50_ms")
     default, best = LLAMA_SERVERS
     for load, least in (("32 × 1", 1.15), ("4 × 32", 1.15), ("32 × 1 mixed", 1.2)):
-        yield f"{load}, embellama to {best}", least, rate[f"embellama, {load}"] / rate[f"{best}, {load}"]
-    yield f"1 × 1, embellama's p50 to {best}", -1, rows["embellama, 1 × 1"]["p50_ms"] / rows[f"{best}, 1 × 1"]["p50_ms"]
+        yield f"{load}, embellama to {best}", least, compare.ratio(rounds, f"embellama, {load}", f"{best}, {load}")
+    yield f"1 × 1, embellama to {best}, p50", -1, compare.ratio(rounds, "embellama, 1 × 1", f"{best}, 1 × 1", "p50_ms")
     for load in ("32 × 1", "4 × 32"):
-        yield f"{load}, embellama to {default}", 2, rate[f"embellama, {load}"] / rate[f"{default}, {load}"]
+        yield f"{load}, embellama to {default}", 2, compare.ratio(rounds, f"embellama, {load}", f"{default}, {load}")
 
 
 if __name__ == "__main__":
