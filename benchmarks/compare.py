@@ -203,10 +203,10 @@ def machine(model_path: str) -> dict[str, Any]:
 
 
 def compiler() -> str:
-    """Return what built llama-cpp-python's llama.cpp, as compilers note it in what they make."""
+    """Return what built llama-cpp-python's llama.cpp, which shows in whose OpenMP it links."""
     [library] = (Path(llama_cpp.__file__).parent / "lib").glob("libggml-cpu.*so")
-    notes = re.findall(rb"clang version [\d.]+|GCC: \([^)]*\) [\d.]+", library.read_bytes())
-    return max(notes, key=lambda note: note.startswith(b"clang"), default=b"unknown").decode()  # clang links GCC's too
+    names = {b"libomp.": "clang", b"libgomp.": "GCC"}
+    return next((name for mark, name in names.items() if mark in library.read_bytes()), "an unknown compiler")
 
 
 def render(result: dict[str, Any]) -> str:

@@ -157,6 +157,19 @@ def test_a_body_over_the_limit_is_413(start_server: StartServer, tiny_path: str)
         assert answer.status_code == 200
 
 
+def test_an_answers_head_comes_with_its_body(server: Server) -> None:
+    url = httpx.URL(server.url)
+    body = b'{"model": "minilm", "input": "red"}'
+    with socket.create_connection((url.host, url.port)) as client:
+        for _ in range(100):
+            client.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            answer = client.recv(100_000)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"}}")
+
+
 def test_a_body_that_does_not_come_is_408(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "1", "--timeout-ms", "300") as server:
         url = httpx.URL(server.url)

@@ -4,7 +4,8 @@ bytes ── Protocol.data_received ──► httptools ──► the applicatio
       ◄── transport, flow control ───────────────┘
 
 uvicorn bounds neither how large a head may be nor how long it may take, nor how long a client may go on sending after
-it was answered, nor how long it may leave its answer unread; bodies are the application's to bound.
+it was answered, nor how long it may leave its answer unread; bodies are the application's to bound. And it sends an
+answer's head by itself, which wakes a client that then has to wait for the rest.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Protocol(HttpToolsProtocol):
     """One connection."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Joining(transport))  # type: ignore[arg-type]
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
         self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
@@ -105,6 +106,30 @@ class Protocol(HttpToolsProtocol):
             % (status, len(body), body)
         )
         self.transport.close()
+
+
+class _Joining:
+    """A transport that writes the head of an answer together with what comes next: with one call, in one packet."""
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def close(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _Timer:
