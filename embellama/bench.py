@@ -50,6 +50,9 @@ FAITHFUL = 0.9999
 # Medians of fewer would be chance; more rounds are shorter ones.
 N_ROUNDS = 5
 
+# Measured for less than this, a rate says more of where its last batch ended than of how fast they were.
+MIN_SLICE_S = 0.6
+
 # Texts of one call; the built-in ones are a whole number of calls.
 PART = 8
 
@@ -154,7 +157,7 @@ def bench(paths: Sequence[str], seconds: float) -> Report:
 
     Args:
         paths: GGUF files of one model, at least one.
-        seconds: How long it may take about; a slow model is measured once at least, however long that takes.
+        seconds: How long it may take about; everything is measured once at least, however long that takes.
 
     Raises:
         ModelLoadError: The only file is no embedding model, or none of several could be measured.
@@ -321,9 +324,11 @@ def _settings(process: Apart[Candidate], end: float) -> list[Setting]:
 
 
 def _slices(end: float, n: int) -> Iterator[float]:
-    """Yield how long each of `n` may compute in the next round: `N_ROUNDS` times, or until `end`, at least once."""
-    seconds = max(0.0, end - time.monotonic()) / (N_ROUNDS * max(1, n))
-    for done in range(N_ROUNDS):
+    """Yield how long each of `n` may compute in the next round: once, or until `end`, at most `N_ROUNDS` times."""
+    left, n = max(0.0, end - time.monotonic()), max(1, n)
+    n_rounds = max(1, min(N_ROUNDS, int(left / (n * MIN_SLICE_S))))
+    seconds = max(MIN_SLICE_S, left / (n_rounds * n))
+    for done in range(n_rounds):
         if done and time.monotonic() + n * seconds > end + seconds:
             return
         yield seconds

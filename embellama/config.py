@@ -165,7 +165,17 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
         # What is not strict was written by hand, numbers too.
         shown = f"{values.get(field)!r}" if strict else values.get(field)
         value = f"{field} is {shown}: " if field in values else ""
+        if reason.startswith("Invalid enum value") and (allowed := _choices(kind).get(field)):
+            reason = f"it must be one of {', '.join(allowed)}"
         raise ConfigError(f"{value}{reason[0].lower()}{reason[1:]}") from None
+
+
+def _choices(kind: type[msgspec.Struct]) -> dict[str, list[str]]:
+    """Return what the fields of `kind` may be that are one of a few words."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    types = {field.name: getattr(field.type, "type", field.type) for field in info.fields}  # without its description
+    return {name: list(map(str, t.values)) for name, t in types.items() if isinstance(t, msgspec.inspect.LiteralType)}
 
 
 @functools.cache

@@ -391,7 +391,7 @@ class WordPiece:
     """BERT's tokenizer on the vocabulary of a GGUF file.
 
     A word's pieces do not depend on what is around it, so those of common words are remembered: a short plain text then
-    takes 4 µs instead of 35.
+    takes 10 µs instead of 45.
 
     llama.cpp stores a word's first piece as "▁piece" and its later pieces bare, where BERT's vocabulary has
     "piece" and "##piece" (`convert_hf_to_gguf.py`, `BertModel.set_vocab`).
@@ -456,13 +456,13 @@ class WordPiece:
         return ids
 
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        offsets = self._encode(text).offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         for start, end in spans:
             yield bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)
 
     def spans(self, text: str) -> Iterator[tuple[int, int | None, int | None]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             yield id, start, stop
 
@@ -470,7 +470,12 @@ class WordPiece:
         return self._tokenizer.id_to_token(id) or ""
 
     def decode(self, ids: Sequence[int], special: bool) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+        [text] = self._tokenizer.decode_batch([list(ids)], skip_special_tokens=not special)
+        return text
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` holds Python's lock
+        return encoding
 
 
 def _has_capitals(pieces: Sequence[str], special: Iterable[str]) -> bool:

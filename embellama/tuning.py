@@ -38,7 +38,7 @@ TEXT_TOKENS = 16
 
 # A sweep takes so long at most, and a fast model is done after `N_ROUNDS`. Less than `MIN_ROUNDS` tell nothing.
 SWEEP_S = 1.75
-N_ROUNDS, MIN_ROUNDS = 9, 3
+N_ROUNDS, MIN_ROUNDS = 9, 2
 
 # What is less faster than this is noise.
 MARGIN = 1.03
@@ -68,7 +68,7 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
         return _told(config, config.max_batch_tokens, "as set")
     sizes = candidates(config, weights)
     if not sizes:
-        return _told(config, DEFAULT_BATCH_TOKENS, f"the default, as max_batch_size is {config.max_batch_size}")
+        return _told(config, DEFAULT_BATCH_TOKENS, "the default, as max_batch_size or n_ctx keeps batches small")
     header = weights.header
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
     parts = [(device.name, device.description) for device in devices()]
@@ -85,14 +85,11 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
         # The pool will meet what is wrong with the model, and say so.
         logger.warning("how many tokens to compute together could not be measured: %s", error)
         return _told(config, DEFAULT_BATCH_TOKENS, "the default")
+    if len(rounds) < MIN_ROUNDS:  # not kept: perhaps the machine was busy
+        return _told(config, DEFAULT_BATCH_TOKENS, f"the default: {SWEEP_S} s were too short to measure this model")
     size = choose(rounds)
     finding.write(str(size))
-    how = (
-        f"measured in {time.monotonic() - started:.1f} s"
-        if len(rounds) >= MIN_ROUNDS
-        else "the default, for a model this slow"
-    )
-    return _told(config, size, how)
+    return _told(config, size, f"measured in {time.monotonic() - started:.1f} s")
 
 
 def _told(config: Config, size: int, how: str) -> Config:
@@ -138,8 +135,9 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
     with EmbeddingModel(msgspec.structs.replace(config, max_batch_tokens=max(sizes)), weights) as model:
         seconds(batch(1))  # reads the weights from disk
         speed = seconds(batch(1)) / length
-        if speed * max(sizes) < SWEEP_S:
-            seconds(batches[max(sizes)])  # takes the memory that all of them compute in
+        if speed * sum(sizes) * MIN_ROUNDS > 2 * SWEEP_S:  # large batches take less for a token, but not half
+            return rounds
+        seconds(batches[max(sizes)])  # takes the memory that all of them compute in
         while len(rounds) < N_ROUNDS:
             round = {}
             for size in sizes:

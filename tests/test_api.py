@@ -38,6 +38,8 @@ def test_unknown_fields_are_ignored() -> None:
         (b'{"model":1,"input":"a"}', "model", "Expected `str`, got `int`"),
         (b'{"model":"m","input":null}', "input", "got `null`"),
         (b'{"model":"m","input":[1.5]}', "input", "got `float`"),
+        (b'{"input":["a",null],"model":"m"}', "input", "input[1]: Expected"),
+        (b'{"input":["a",[1],[2,"b"]]}', "input", "input[2]: Expected"),
         (b'{"model":"m","input":[["a"]]}', "input", "Expected `int`, got `str`"),
         (b'{"model":"m","input":""}', "input", "input is empty"),
         (b'{"model":"m","input":[]}', "input", "input is empty"),

@@ -236,6 +236,10 @@ def test_texts_to_tokens_and_back(http: httpx.Client, reference: Reference) -> N
     assert asked(http, "/decode", ids=ids) == ["hello, world!"]
     assert asked(http, "/decode", ids=[ids], skip_special_tokens=False) == ["[CLS] hello, world! [SEP]"]
     assert asked(http, "/detokenize", tokens=ids) == {"content": "hello, world!"}
+    for path, field in (("/tokenize", "inputs"), ("/detokenize", "tokens")):
+        too_many = http.post(path, json={field: 300_001 * ("a" if field == "inputs" else [5])})
+        assert too_many.status_code == 400
+        assert "has 300001 characters or token ids; the limit is 300000" in too_many.text
     refused = http.post("/detokenize", json={"tokens": [30522]})
     assert refused.status_code == 400
     assert "30522" in refused.json()["error"]["message"]

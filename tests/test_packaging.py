@@ -1,5 +1,6 @@
 """What an installation gets."""
 
+import os
 import shutil
 import sys
 import zipfile
@@ -83,3 +84,14 @@ def test_launchers_run_from_anywhere_through_a_link(name: str, tmp_path: Path) -
     link.symlink_to(ROOT / "bin" / name)
     result = run(link, "--version", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, f"{name}, version 0.1.0\n")
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_the_launcher_adds_no_model_to_those_of_a_file(by: str, tmp_path: Path) -> None:
+    file = tmp_path / "embellama.toml"
+    file.write_text('model_path = "no-such-file.gguf"\n')
+    flags = ["--config", str(file)] if by == "flag" else []
+    variables = {} if flags else {"EMBELLAMA_CONFIG": str(file)}
+    result = run(ROOT / "bin" / "embellama-server", *flags, env={**os.environ, **variables})
+    assert result.returncode != 0
+    assert "no-such-file.gguf" in result.stderr

@@ -28,11 +28,11 @@ Request = TypeVar("Request")
 
 
 class BadRequest(InputError):
-    """The request itself is wrong. `param` is the field at fault."""
+    """The request itself is wrong. `param` is the field at fault, `index` its item if it is a list."""
 
-    def __init__(self, message: str, param: str | None = None):
-        super().__init__(message, param)
-        self.param = param
+    def __init__(self, message: str, param: str | None = None, index: int | None = None):
+        super().__init__(message, param, index)
+        self.param, self.index = param, index
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -89,10 +89,12 @@ def problem(error: Exception) -> tuple[Problem, dict[str, str]]:
     param = getattr(error, "option", None) or getattr(error, "param", None)
     if isinstance(error, errors.ModelNotFound):
         param = "model"
+    elif isinstance(error, errors.PromptError):
+        param = "prompt_name"
     message = _short(str(error)) if isinstance(error, EmbellamaError) else "internal error"
     # OpenAI's SDK obeys it, up to a minute.
     headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
-    return Problem(status, message, type_, code, "input" if index is not None else param, index), headers
+    return Problem(status, message, type_, code, param or ("input" if index is not None else None), index), headers
 
 
 class Error(TypedDict):
@@ -143,10 +145,22 @@ class Parser(Generic[Request]):
         except msgspec.ValidationError as error:
             reason, _, where = str(error).partition(" - at `$.")
             param = where.rstrip("`").partition("[")[0] or _field_in(reason)
+            index = self._item_in(body, param) if "[" in where else None
+            place = param if index is None else f"{param}[{index}]"
             allowed = f"; it must be {self._allowed[param]}" if param in self._allowed else ""
-            raise BadRequest(f"{param}: {reason}{allowed}" if where else reason, param) from None
+            raise BadRequest(f"{place}: {reason}{allowed}" if where else reason, param, index) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"the body is not valid JSON: {error}") from None
+
+    def _item_in(self, body: bytes, param: str | None) -> int | None:
+        """Find the first item of a list that may not be in it; msgspec does not say which."""
+        for index, item in enumerate(msgspec.json.decode(body)[param]):
+            try:
+                self._decoder.decode(msgspec.json.encode({param: [item]}))
+            except msgspec.ValidationError as error:
+                if f"`$.{param}[" in str(error):  # else other fields are missing
+                    return index
+        return None
 
 
 def items(value: str | Sequence[Any], param: str = "input") -> list[str] | list[list[int]]:

@@ -43,6 +43,9 @@ logger = logging.getLogger("embellama.app")
 # takes as long. With 1,000, two hundred requests arriving at once stalled the loop for 80 ms.
 INLINE_CHARACTERS = 256
 
+# A request with more than this has a tokenising thread apart, so that others need not wait seconds for megabytes.
+HUGE_CHARACTERS = 100_000
+
 # Texts of a streamed reply that are asked of the pool together: enough for some batches of short ones.
 STREAMED_TEXTS = 64
 
@@ -83,7 +86,7 @@ class Server:
         self.models = {model.config.model_name: model for model in models}
         self.names = {alias: model for model in models for alias in (model.config.model_name, *model.config.aliases)}
         self.metrics = metrics
-        self.tokenizing = _Tokenizing(config)
+        self.tokenizing = _Tokenizing(config), _Tokenizing(config)  # requests, and huge ones
         self.reading: set[asyncio.Timeout] = set()  # of requests whose body is still coming
         self.stopping = False
         self.n_unanswered = 0  # requests that were here when the server stopped, and were not answered in time
@@ -137,9 +140,10 @@ class Server:
 
 
 class _Tokenizing:
-    """One thread that tokenises what is too much for the event loop.
+    """A thread that tokenises what is too much for the event loop.
 
-    One, because with the workers busy there is no core for a second, which would only take turns with the loop.
+    One for all but the huge, because with the workers busy there is no core for a second, which would only take turns
+    with the loop.
     """
 
     def __init__(self, config: ServerConfig):
@@ -282,11 +286,17 @@ class _Way:
     async def _call(self, model: Model, work: Work, deadline: float) -> Call[Any]:
         """Make the call of a request: on the event loop if it is short, else in the tokenising thread."""
         config = self._server.config
+        if not work.computes and work.n_characters > config.max_request_tokens:
+            raise api.TooManyTokens(
+                f"the request has {work.n_characters} characters or token ids; "
+                f"the limit is {config.max_request_tokens} where nothing is computed"
+            )
         if work.n_characters <= INLINE_CHARACTERS:
             call = work.ask(model.calls)
         else:
             ask = functools.partial(work.ask, model.calls)
-            call = await self._server.tokenizing.run(ask, work.n_characters, deadline)
+            lane = self._server.tokenizing[work.n_characters > HUGE_CHARACTERS]
+            call = await lane.run(ask, work.n_characters, deadline)
         n_tokens = sum(map(len, call.tokens))
         if n_tokens > config.max_request_tokens:
             raise api.TooManyTokens(

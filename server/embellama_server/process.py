@@ -7,6 +7,7 @@ Supervisor ── send, stop, kill ──► WorkerProcess ── Channel ══
 """
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,8 @@ from embellama.batch import Batch, Tokens
 from embellama_server import worker
 from embellama_server.channel import Channel, Reply
 from embellama_server.config import ServerConfig
+
+logger = logging.getLogger("embellama.process")
 
 # After being told to stop, a worker has this long for the batch it is in.
 STOP_S = 5.0
@@ -116,4 +119,8 @@ class WorkerProcess:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        code = self._process.exitcode
+        if code:  # the kernel's SIGKILL when memory is short, and SIGABRT or SIGSEGV, are different things to look for
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+            logger.info("worker process %d %s", self.pid, how)
         self._process.close()

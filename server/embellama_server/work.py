@@ -49,6 +49,8 @@ class Work(NamedTuple):
     write: Makes the reply of what the call's `finish` returned.
     stream: Writes an `Embeddings` call a few rows at a time, so that the reply can begin before the call is done; None
         for a reply in one.
+    computes: Whether the pool computes anything. What is only tokenised may have as many characters, or token ids, as a
+        request may have tokens: there is no queue for it that would bound it otherwise.
     """
 
     model: str | None
@@ -56,6 +58,7 @@ class Work(NamedTuple):
     ask: Callable[[Calls], Call[Any]]
     write: Callable[[Any, Done], Reply]
     stream: "Stream | None" = None
+    computes: bool = True
 
 
 class Stream(NamedTuple):

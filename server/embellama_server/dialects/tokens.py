@@ -3,6 +3,7 @@
 Nothing is computed, so these calls have no texts for the pool.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import msgspec
@@ -13,6 +14,9 @@ from embellama_server.api import Parser
 from embellama_server.dialects import tei
 from embellama_server.dialects.rerank import texts_of
 from embellama_server.work import JSON, Done, Endpoint, Reply, Work
+
+# 2,000 tokens take orjson about 1 ms, in which no other thread runs.
+TOKENS_A_PIECE = 2000
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -67,14 +71,18 @@ def tokenize(body: bytes, _: str) -> Work:
     request = _parse_tokenize(body)
     texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
 
-    def answer(calls: Calls) -> Any:
+    def answer(calls: Calls) -> Iterator[bytes]:
         prompted = texts
         if name := api.prompt_of(calls, request.prompt_name):
             prompted = calls.prompts.apply(name, texts)
-        return [
-            [piece._asdict() for piece in calls.tokenizer.pieces(text, special=request.add_special_tokens)]
-            for text in prompted
-        ]
+        for i, text in enumerate(prompted):
+            yield b",[" if i else b"[["
+            found = calls.tokenizer.pieces(text, special=request.add_special_tokens)
+            for start in range(0, len(found), TOKENS_A_PIECE):
+                items = api.dumps([piece._asdict() for piece in found[start : start + TOKENS_A_PIECE]])
+                yield (b"," if start else b"") + items[1:-1]
+            yield b"]"
+        yield b"]"
 
     return _work(request.model, sum(map(len, texts)), answer)
 
@@ -84,8 +92,8 @@ def decode(body: bytes, _: str) -> Work:
     request = _parse_decode(body)
     texts: Any = api.items(request.ids, "ids")
 
-    def answer(calls: Calls) -> Any:
-        return [calls.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts]
+    def answer(calls: Calls) -> Iterator[bytes]:
+        yield api.dumps([calls.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts])
 
     return _work(request.model, sum(map(len, texts)), answer)
 
@@ -94,21 +102,21 @@ def detokenize(body: bytes, _: str) -> Work:
     """Read ``POST /detokenize``, which llama-server has too."""
     request = _parse_detokenize(body)
 
-    def answer(calls: Calls) -> Any:
-        return {"content": calls.tokenizer.decode(request.tokens)}
+    def answer(calls: Calls) -> Iterator[bytes]:
+        yield api.dumps({"content": calls.tokenizer.decode(request.tokens)})
 
     return _work(request.model, len(request.tokens), answer)
 
 
-def _work(model: str | None, size: int, answer: Any) -> Work:
+def _work(model: str | None, size: int, answer: Callable[[Calls], Iterator[bytes]]) -> Work:
     def ask(calls: Calls) -> Call[Any]:
-        found = answer(calls)
-        return Call([], lambda _: found)
+        pieces = list(answer(calls))  # here, for it may take a while
+        return Call([], lambda _: pieces)
 
-    def write(found: Any, _: Done) -> Reply:
-        return Reply(iter([api.dumps(found)]))
+    def write(pieces: list[bytes], _: Done) -> Reply:
+        return Reply(iter(pieces))
 
-    return Work(model, size, ask, write)
+    return Work(model, size, ask, write, computes=False)
 
 
 ENDPOINTS = [
