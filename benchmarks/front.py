@@ -5,7 +5,7 @@
 
 requests   single texts from 32 clients: requests a second, and what each costs the front's core
 rows       requests of 256 texts from 4 clients: megabytes of rows a second, in batches of 192 tokens, which suit a
-           CPU, and of 4096, which suit a GPU
+           CPU, and of 4096, which might suit a GPU
 lone       one client: what dispatcher, queue and pipe add to a lone text
 refusals   a full waiting room: what a 503 costs the front's core
 
