@@ -134,8 +134,8 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
     rounds: list[Round] = []
     with EmbeddingModel(msgspec.structs.replace(config, max_batch_tokens=max(sizes)), weights) as model:
         seconds(batch(1))  # reads the weights from disk
-        speed = seconds(batch(1)) / length
-        if speed * sum(sizes) * MIN_ROUNDS > 2 * SWEEP_S:  # large batches take less for a token, but not half
+        speed = min(seconds(batch(1)) for _ in range(3)) / length
+        if speed * sum(sizes) > 2 * SWEEP_S:  # not even one round, though large batches take less for a token
             return rounds
         seconds(batches[max(sizes)])  # takes the memory that all of them compute in
         while len(rounds) < N_ROUNDS:

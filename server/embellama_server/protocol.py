@@ -34,7 +34,8 @@ class Protocol(HttpToolsProtocol):
     """One connection."""
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Joining(transport))  # type: ignore[arg-type]
+        self._joining = _Joining(transport)
+        super().connection_made(self._joining)  # type: ignore[arg-type]
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
         self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
@@ -78,6 +79,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._joining.flush()
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self._linger_timer.start()
@@ -122,10 +124,13 @@ class _Joining:
             self._transport.write(self._head + data)
             self._head = b""
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Write a head that nothing comes after."""
         if self._head:
-            self._transport.write(self._head)
-            self._head = b""
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
