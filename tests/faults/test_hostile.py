@@ -242,6 +242,21 @@ def test_a_front_with_too_few_descriptors_recovers(tiny_path: str, tmp_path_fact
         assert answer.status_code == 200
 
 
+def test_texts_are_answered_while_a_huge_one_is_tokenised(
+    tiny_path: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    flags = ("--model-path", tiny_path, "--model-name", "minilm", "--workers", "1")
+    with faulty_server(tmp_path_factory.mktemp("huge"), *flags) as server:
+        with ThreadPoolExecutor(1) as threads:
+            huge = threads.submit(server.post, "a" * 8_000_000)  # one word: as many tokens as a short text
+            n_meanwhile = 0
+            while not huge.done():
+                assert server.post("a" * 300).status_code == 200
+                n_meanwhile += 1
+        assert huge.result().status_code == 200
+        assert n_meanwhile > 20, "some came before it, but not that many"
+
+
 def test_a_flood_of_2048_text_requests_leaves_the_front_small(
     tiny_path: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
