@@ -58,15 +58,16 @@ KINDS: dict[str, tuple[Callable[[list[str]], list[str]], int]] = {
 }
 
 # llama-server gives each of its `-np` slots an equal part of `-c`: 512 tokens, what the model reads, as ours does.
-BEST_FLAGS = "-np 16 -c 8192 -fa on"
+BEST_FLAGS = "-np 8 -c 4096 -fa on"
+_16_SLOTS = "-np 16 -c 8192"
 FLAGS = (
     "",
-    "-np 16 -c 8192",
     BEST_FLAGS,
-    f"{BEST_FLAGS} --threads-http 160",
-    f"{BEST_FLAGS} -b 1024 -ub 1024",
-    f"{BEST_FLAGS} -t 1 -tb 1",
-    "-np 8 -c 4096 -fa on",
+    _16_SLOTS,
+    f"{_16_SLOTS} -fa on",
+    f"{_16_SLOTS} -fa on --threads-http 160",
+    f"{_16_SLOTS} -fa on -b 1024 -ub 1024",
+    f"{_16_SLOTS} -fa on -t 1 -tb 1",
     "-np 32 -c 16384 -fa on",
 )
 

@@ -40,6 +40,8 @@ def test_unknown_fields_are_ignored() -> None:
         (b'{"model":"m","input":[1.5]}', "input", "got `float`"),
         (b'{"input":["a",null],"model":"m"}', "input", "input[1]: Expected"),
         (b'{"input":["a",[1],[2,"b"]]}', "input", "input[2]: Expected"),
+        (b'{"input":["a",[1e400]]}', "input", "input: Number out of range"),
+        (b'{"input":["a",null],"input":1}', "input", "input: Expected"),
         (b'{"model":"m","input":[["a"]]}', "input", "Expected `int`, got `str`"),
         (b'{"model":"m","input":""}', "input", "input is empty"),
         (b'{"model":"m","input":[]}', "input", "input is empty"),

@@ -5,6 +5,7 @@ errors ── problem ──► Problem, status and headers
 vectors ── Encoding ──► floats, base64 or bytes, of one dtype or several
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, get_args
@@ -126,6 +127,10 @@ def refuse(problem: Problem) -> Refusal:
     return {"error": error}
 
 
+# What decoding raises for a body that is not JSON.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class Parser(Generic[Request]):
     """Reads bodies of one type."""
 
@@ -149,17 +154,19 @@ class Parser(Generic[Request]):
             place = param if index is None else f"{param}[{index}]"
             allowed = f"; it must be {self._allowed[param]}" if param in self._allowed else ""
             raise BadRequest(f"{place}: {reason}{allowed}" if where else reason, param, index) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise BadRequest(f"the body is not valid JSON: {error}") from None
 
     def _item_in(self, body: bytes, param: str | None) -> int | None:
-        """Find the first item of a list that may not be in it; msgspec does not say which."""
-        for index, item in enumerate(msgspec.json.decode(body)[param]):
-            try:
-                self._decoder.decode(msgspec.json.encode({param: [item]}))
-            except msgspec.ValidationError as error:
-                if f"`$.{param}[" in str(error):  # else other fields are missing
-                    return index
+        """Find the first item of a list that may not be in it, if that can be; msgspec does not say which."""
+        with contextlib.suppress(*_UNREADABLE, OverflowError):  # it was read no further than that item
+            given = msgspec.json.decode(body).get(param)
+            for index, item in enumerate(given if isinstance(given, list) else ()):  # a field may come twice
+                try:
+                    self._decoder.decode(msgspec.json.encode({param: [item]}))
+                except msgspec.ValidationError as error:
+                    if f"`$.{param}[" in str(error):  # else other fields are missing
+                        return index
         return None
 
 
