@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,12 +12,15 @@ import pytest
 from embellama.apart import Apart
 from embellama.bench import (  # its pure parts, and one that needs a death
     FORMATS,
+    MIN_SLICE_S,
+    N_ROUNDS,
     TEXTS,
     Candidate,
     _advice,
     _made,
     _measured,
     _most_precise,
+    _slices,
     bench,
 )
 from embellama.errors import ModelLoadError
@@ -181,3 +185,11 @@ def test_a_chart_without_matplotlib_says_what_to_install(tmp_path: Path) -> None
 
 def test_the_texts_are_many_and_all_different() -> None:
     assert len(set(TEXTS)) == len(TEXTS) == 40
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 8, 100])
+def test_nothing_is_measured_for_a_moment_only(seconds: float) -> None:
+    slices = list(_slices(time.monotonic() + seconds, 4))
+    assert 1 <= len(slices) <= N_ROUNDS
+    assert min(slices) >= MIN_SLICE_S
+    assert 4 * sum(slices) <= max(seconds, 4 * MIN_SLICE_S) + 1e-6
