@@ -9,6 +9,7 @@ every round; the table gives medians over the rounds of ratios to the first.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -35,9 +36,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         asks = {name: stack.enter_context(running(folder, options.model_path)) for name, folder in builds.items()}
         measures: dict[str, Measure] = {
-            f"{name}, {kind}": lambda ask=ask, kind=kind: {"texts_per_s": ask(kind)}  # type: ignore[misc]
-            for kind in KINDS
-            for name, ask in asks.items()
+            f"{name}, {kind}": functools.partial(rate, ask, kind) for kind in KINDS for name, ask in asks.items()
         }
         rounds = compare.rounds_of(measures, options.rounds)
     machine = compare.machine(options.model_path)
@@ -92,6 +91,10 @@ def running(folder: str, model_path: str) -> Iterator[Callable[[str], float]]:
         yield ask
     finally:
         process.communicate()
+
+
+def rate(ask: Callable[[str], float], kind: str) -> dict[str, float]:
+    return {"texts_per_s": ask(kind)}
 
 
 def child(model_path: str) -> None:

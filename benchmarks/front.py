@@ -14,10 +14,8 @@ Workers are real processes on real queues; only `EmbeddingModel.encode` is repla
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -31,7 +29,7 @@ from embellama_server.serve import build
 from embellama_server.worker import HOOK
 
 from benchmarks import load, texts
-from benchmarks.compare import ROOT, machine
+from benchmarks.compare import ROOT, machine, result_base, write
 from embellama.batch import Batch, Rows
 from embellama.model import EmbeddingModel
 from tests.conftest import Server, running_server
@@ -77,9 +75,8 @@ def main() -> None:
     for key, value in result["medians"].items():
         print(f"{key:48} {value:10.2f}")
     if options.save:
-        cpu = re.sub(r"[^a-z0-9]+", "-", result["machine"]["cpu"].lower()).strip("-")
-        path = ROOT / "benchmarks" / "results" / f"{datetime.date.today()}-front-{cpu}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path = result_base("front", result["machine"]["cpu"]).with_suffix(".json")
+        write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def one_round(options: argparse.Namespace) -> dict[str, float]:

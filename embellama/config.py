@@ -7,6 +7,7 @@ variables (`embellama.options`). The server adds its own fields beside these.
 import functools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -170,20 +171,23 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
         raise ConfigError(f"{value}{reason[0].lower()}{reason[1:]}") from None
 
 
-def _choices(kind: type[msgspec.Struct]) -> dict[str, list[str]]:
-    """Return what the fields of `kind` may be that are one of a few words."""
+def fields(kind: type[msgspec.Struct]) -> Sequence[msgspec.inspect.Field]:
+    """Return what msgspec knows of the fields of `kind`."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
-    types = {field.name: getattr(field.type, "type", field.type) for field in info.fields}  # without its description
+    return info.fields
+
+
+def _choices(kind: type[msgspec.Struct]) -> dict[str, list[str]]:
+    """Return what the fields of `kind` may be that are one of a few words."""
+    types = {field.name: getattr(field.type, "type", field.type) for field in fields(kind)}  # without its description
     return {name: list(map(str, t.values)) for name, t in types.items() if isinstance(t, msgspec.inspect.LiteralType)}
 
 
 @functools.cache
 def autos(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Return the fields of `kind` whose 0 is written auto."""
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    marked = [field for field in info.fields if isinstance(field.type, msgspec.inspect.Metadata)]
+    marked = [field for field in fields(kind) if isinstance(field.type, msgspec.inspect.Metadata)]
     return frozenset(field.name for field in marked if (field.type.extra or {}).get("auto"))  # type: ignore[attr-defined]
 
 

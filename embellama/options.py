@@ -7,14 +7,14 @@ us, users read and write ``auto``.
 
 import functools
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import click
 import msgspec
 from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, VarTupleType
 
-from embellama.config import Config, autos, convert
+from embellama.config import Config, autos, convert, fields
 from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
 
     A field whose flag is empty is left out: it can only be in a file.
     """
-    found = {field.name: _extra(field.type).get("flag", field.name.replace("_", "-")) for field in _fields(kind)}
+    found = {field.name: _extra(field.type).get("flag", field.name.replace("_", "-")) for field in fields(kind)}
     return {field: flag for field, flag in found.items() if flag}
 
 
@@ -43,7 +43,7 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
             return "auto"
         return str(value).lower() if isinstance(value, bool) else str(value)
 
-    return {field.name: written(field) for field in _fields(kind)}
+    return {field.name: written(field) for field in fields(kind)}
 
 
 class Sectioned(click.Command):
@@ -125,12 +125,6 @@ def _read(path: str, kind: type[Config]) -> dict[str, Any]:
     return values
 
 
-def _fields(kind: type[msgspec.Struct]) -> Sequence[msgspec.inspect.Field]:
-    info = msgspec.inspect.type_info(kind)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return info.fields
-
-
 def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
@@ -138,7 +132,7 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
 def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-    for field in _fields(kind):
+    for field in fields(kind):
         if field.name == argument:
             options.append(click.argument(field.name))
             continue

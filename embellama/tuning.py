@@ -68,7 +68,8 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
         return _told(config, config.max_batch_tokens, "as set")
     sizes = candidates(config, weights)
     if not sizes:
-        return _told(config, DEFAULT_BATCH_TOKENS, "the default, as max_batch_size or n_ctx keeps batches small")
+        how = f"the default: max_batch_size {config.max_batch_size} and n_ctx {config.n_ctx} leave no sizes to compare"
+        return _told(config, DEFAULT_BATCH_TOKENS, how)
     header = weights.header
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
     parts = [(device.name, device.description) for device in devices()]
@@ -85,9 +86,9 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
         # The pool will meet what is wrong with the model, and say so.
         logger.warning("how many tokens to compute together could not be measured: %s", error)
         return _told(config, DEFAULT_BATCH_TOKENS, "the default")
-    if len(rounds) < MIN_ROUNDS:  # not kept: perhaps the machine was busy
-        return _told(config, DEFAULT_BATCH_TOKENS, f"the default: {SWEEP_S} s were too short to measure this model")
     size = choose(rounds)
+    if len(rounds) < MIN_ROUNDS:  # not kept: perhaps the machine was busy
+        return _told(config, size, f"the default: {SWEEP_S} s were too short to measure this model")
     finding.write(str(size))
     return _told(config, size, f"measured in {time.monotonic() - started:.1f} s")
 

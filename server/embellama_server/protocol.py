@@ -118,7 +118,8 @@ class _Joining:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        if data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100 "):
+        is_head = data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 100 ")
+        if is_head and not self._head:
             self._head = data
         else:
             self._transport.write(self._head + data)
