@@ -26,7 +26,7 @@ import psutil
 import uvloop
 from embellama_server.config import ServerConfig
 from embellama_server.serve import build
-from embellama_server.worker import HOOK
+from embellama_server.workers.worker import HOOK
 
 from benchmarks import load, texts
 from benchmarks.compare import ROOT, machine, result_base, write

@@ -8,7 +8,6 @@
 (384,)
 """
 
-from embellama.calls import Chunks, Embeddings, Ranked, Ranking
 from embellama.config import EngineConfig
 from embellama.engine import EmbeddingEngine
 from embellama.errors import (
@@ -32,6 +31,7 @@ from embellama.errors import (
     WrongThread,
 )
 from embellama.info import ModelInfo
+from embellama.jobs import Chunks, Embeddings, Ranked, Ranking
 from embellama.model import EmbeddingModel
 
 __all__ = [

@@ -1,7 +1,7 @@
 """How a model is loaded and run: every setting of the library, defined once.
 
 From the fields below come the keywords, the builder, the command line's flags and the `EMBELLAMA_*`
-variables (`embellama.options`). The server adds its own fields beside these.
+variables (`embellama.cli.flags`). The server adds its own fields beside these.
 """
 
 import functools
@@ -20,7 +20,7 @@ from embellama.pooling import Pooling
 
 Config = TypeVar("Config", bound="EngineConfig")
 
-# The mark of a field whose 0 leaves the choice to us: users read and write it as auto (`embellama.options`).
+# The mark of a field whose 0 leaves the choice to us: users read and write it as auto (`embellama.cli.flags`).
 AUTO = {"auto": True}
 
 # More contexts than this in one process stop paying: each holds its own compute buffers (tens of MB).

@@ -25,16 +25,6 @@ import msgspec
 from numpy.typing import NDArray
 
 from embellama.batch import Rows
-from embellama.calls import (
-    Call,
-    Calls,
-    ChunkOptions,
-    Chunks,
-    Embeddings,
-    Ranking,
-    TokenOptions,
-    VectorOptions,
-)
 from embellama.config import EngineConfig
 from embellama.errors import (
     ConfigError,
@@ -45,10 +35,20 @@ from embellama.errors import (
     ModelNotFound,
     Unavailable,
 )
-from embellama.header import Header
+from embellama.gguf.header import Header
 from embellama.info import ModelInfo
+from embellama.jobs import (
+    Call,
+    Calls,
+    ChunkOptions,
+    Chunks,
+    Embeddings,
+    Ranking,
+    TokenOptions,
+    VectorOptions,
+)
 from embellama.pool import Pool, Progress, Unloading, check_may_wait
-from embellama.tokenizer import Tokenized, Truncate
+from embellama.text.tokenizer import Tokenized, Truncate
 
 logger = logging.getLogger("embellama.engine")
 

@@ -5,10 +5,10 @@ Header, Tokenizer, Prompts ──► ModelInfo
 
 import msgspec
 
-from embellama.calls import Calls
 from embellama.config import EngineConfig
+from embellama.gguf.weights import Weights
+from embellama.jobs import Calls
 from embellama.pooling import Pooling
-from embellama.weights import Weights
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,11 +29,11 @@ from embellama.errors import (
     TextTooLong,
     WrongThread,
 )
+from embellama.gguf.weights import Weights
 from embellama.llama import c_api, last_error
 from embellama.outputs import normalize
 from embellama.pooling import pool
-from embellama.tokenizer import Tokenizer
-from embellama.weights import Weights
+from embellama.text.tokenizer import Tokenizer
 
 # Tokens a context is first made for. What it computes with is reserved at once, and a causal model's memory is also
 # written, so 32,768 tokens for a model of 0.6 billion parameters would take 3.6 GB in every worker.

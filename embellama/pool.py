@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embellama.batch import Batch, Rows, Tokens
-from embellama.calls import Call, Calls, Gathering
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
+from embellama.gguf.weights import Weights
+from embellama.jobs import Call, Calls, Gathering
 from embellama.model import EmbeddingModel
 from embellama.scheduler import Assignment, Limits, Scheduler
 from embellama.tuning import tuned
-from embellama.weights import Weights
 
 logger = logging.getLogger("embellama.pool")
 

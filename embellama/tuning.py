@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from embellama.apart import Apart
 from embellama.batch import Batch
 from embellama.config import DEFAULT_BATCH_TOKENS, Config, EngineConfig
-from embellama.devices import devices
 from embellama.errors import EmbeddingFailed, EmbellamaError
-from embellama.findings import Finding
+from embellama.gguf.weights import Weights
 from embellama.llama import c_api
+from embellama.machine.devices import devices
+from embellama.machine.isolated import Apart
+from embellama.machine.measurements import Finding
 from embellama.model import EmbeddingModel
-from embellama.weights import Weights
 
 logger = logging.getLogger("embellama.tuning")
 

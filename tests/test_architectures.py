@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
 from embellama.batch import Batch, Rows
-from embellama.tokenizer import LlamaTokenize
-from embellama.weights import Weights
+from embellama.gguf.weights import Weights
+from embellama.text.tokenizer import LlamaTokenize
 from tests.conftest import ROOT, TinyModel
 from tests.forward import forward, pooled, score
 from tests.forward.model import Model

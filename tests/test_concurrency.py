@@ -25,7 +25,7 @@ from embellama import (
     ModelNotFound,
     Unavailable,
 )
-from embellama.header import Header
+from embellama.gguf.header import Header
 from embellama.pool import Pool
 from tests.conftest import Reference, run, wait_until
 from tests.forward import pooled

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama import ConfigError, EngineConfig, config
+from embellama.cli.flags import config_options, defaults, flags, variable
 from embellama.config import convert, n_cores
-from embellama.options import config_options, defaults, flags, variable
 from tests.conftest import ROOT
 
 FIELDS = tuple(flags(ServerConfig))

@@ -43,7 +43,7 @@ def test_the_wheel_gives_both_commands_and_the_licence(wheel: zipfile.ZipFile) -
         "[console_scripts]",
         "embellama",
         "=",
-        "embellama.cli:main",
+        "embellama.cli.main:main",
         "embellama-server",
         "=",
         "embellama_server.cli:main",
@@ -60,7 +60,7 @@ def test_the_library_alone_needs_no_server_package(wheel: zipfile.ZipFile) -> No
         assert any(package in line for line in required)
 
 
-@pytest.mark.parametrize("module", ["embellama", "embellama.cli", "embellama_server.worker"])
+@pytest.mark.parametrize("module", ["embellama", "embellama.cli", "embellama_server.workers.worker"])
 def test_importing_it_imports_no_http(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('starlette', 'uvicorn', 'httptools') if m in sys.modules])"
     assert run(sys.executable, "-c", code).stdout.strip() == "[]"

@@ -22,8 +22,8 @@ from embellama import (
     ModelLoadError,
     TextTooLong,
 )
-from embellama.calls import Calls, Ranking
-from embellama.weights import Weights
+from embellama.gguf.weights import Weights
+from embellama.jobs import Calls, Ranking
 from tests.conftest import Reference, TinyModel
 from tests.forward import pooled, score
 from tests.forward.model import Model

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama import EmbeddingEngine, EngineConfig, ModelError, ModelLoadError
-from embellama.apart import Apart
 from embellama.config import DEFAULT_BATCH_TOKENS
-from embellama.findings import Finding
+from embellama.gguf.weights import Weights
+from embellama.machine.isolated import Apart
+from embellama.machine.measurements import Finding
 from embellama.tuning import MARGIN, MIN_ROUNDS, N_ROUNDS, SIZES, candidates, choose, sweep, tuned, tuned_apart
-from embellama.weights import Weights
 from tests.conftest import BIN, StartServer, TinyModel, run
 
 ROUNDS = st.lists(st.fixed_dictionaries({size: st.floats(1e-6, 1) for size in SIZES}), max_size=9)
@@ -202,7 +202,7 @@ def test_errors_come_back_from_a_process_of_its_own(tiny_path: str, tmp_path: Pa
 def test_a_process_of_its_own_goes_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
-        "from embellama.apart import Apart\n"
+        "from embellama.machine.isolated import Apart\n"
         "if __name__ == '__main__':\n"
         "    process = Apart(dict)\n"
         "    print(process._process.pid, flush=True)\n"

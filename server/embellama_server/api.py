@@ -17,10 +17,10 @@ import pybase64
 from numpy.typing import NDArray
 
 from embellama import errors
-from embellama.calls import Calls
 from embellama.errors import EmbellamaError, InputError, InvalidOption
+from embellama.jobs import Calls
 from embellama.outputs import Dtype, quantize
-from embellama.tokenizer import Truncate
+from embellama.text.tokenizer import Truncate
 from embellama_server.work import Done, Problem
 
 MAX_INPUTS = 2048  # OpenAI's limit

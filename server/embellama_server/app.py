@@ -27,15 +27,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embellama.batch import Rows
-from embellama.calls import Call, Calls, Embeddings
 from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
-from embellama_server import api, dialects, openapi, pages
+from embellama.jobs import Call, Calls, Embeddings
+from embellama_server import api, dialects
 from embellama_server.config import ServerConfig
-from embellama_server.dispatcher import Dispatcher
-from embellama_server.metrics import Metrics
-from embellama_server.trip import Trip
+from embellama_server.exchange import Trip
+from embellama_server.telemetry.metrics import Metrics
+from embellama_server.web import openapi, pages
 from embellama_server.work import Endpoint, Reply, Stream, Work
+from embellama_server.workers.dispatcher import Dispatcher
 
 logger = logging.getLogger("embellama.app")
 

@@ -6,8 +6,8 @@ settings ──► vocabulary (checks the file before anything starts) ──►
 import click
 
 from embellama import __version__
+from embellama.cli.flags import Sectioned, config_options
 from embellama.config import EngineConfig
-from embellama.options import Sectioned, config_options
 from embellama_server.config import ServerConfig
 
 SECTIONS = {

@@ -15,7 +15,7 @@ POOL_FIELDS = ("aliases", "queue_size", "queue_tokens", "worker_timeout_ms", "ma
 
 
 class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the server runs. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.options`)."""
+    """How the server runs. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.cli.flags`)."""
 
     model_path: Annotated[str, Meta(pattern=r"^[^\0]*$", description="GGUF file to serve, if it is the only one.")] = ""
     aliases: Annotated[

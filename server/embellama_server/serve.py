@@ -24,17 +24,17 @@ import msgspec
 import uvicorn
 import uvloop
 
-from embellama.calls import Calls
 from embellama.errors import ConfigError, ModelLoadError
+from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
+from embellama.jobs import Calls
 from embellama.tuning import tuned_apart
-from embellama.weights import Weights
 from embellama_server.app import Model, Server
 from embellama_server.config import ServerConfig
-from embellama_server.dispatcher import Dispatcher
-from embellama_server.logs import set_up_logging
-from embellama_server.metrics import Metrics
 from embellama_server.protocol import Protocol
+from embellama_server.telemetry.logs import set_up_logging
+from embellama_server.telemetry.metrics import Metrics
+from embellama_server.workers.dispatcher import Dispatcher
 
 logger = logging.getLogger("embellama.server")
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from embellama.calls import Call, Calls, Embeddings
 from embellama.config import EngineConfig
 from embellama.info import ModelInfo
+from embellama.jobs import Call, Calls, Embeddings
 
 JSON = "application/json"
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from embellama_server.channel import CANARY, STARTED, Reply
 from embellama_server.config import ServerConfig
-from embellama_server.dispatcher import Dispatcher
+from embellama_server.workers.channel import CANARY, STARTED, Reply
+from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama.batch import Batch, Rows, Tokens
-from embellama.calls import Call
+from embellama.jobs import Call
 
 DIM = 4
 KILLS, FAILS, HANGS = 1001, 1002, 1003  # tokens of texts that end a worker, that it cannot compute, that it is lost in

@@ -6,8 +6,8 @@ from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.calls import Call, Calls, Embeddings, Ranking
 from embellama.errors import InvalidOption
+from embellama.jobs import Call, Calls, Embeddings, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Encoding, Parser
 from embellama_server.dialects import openai

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from embellama.calls import Call, Calls, Embeddings
+from embellama.jobs import Call, Calls, Embeddings
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects.rerank import texts_of

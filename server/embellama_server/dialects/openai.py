@@ -8,10 +8,10 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.calls import Call, Calls, Chunks, Embeddings
 from embellama.errors import EmptyInput, InvalidOption
+from embellama.jobs import Call, Calls, Chunks, Embeddings
 from embellama.outputs import check_dtype, quantize
-from embellama.tokenizer import Truncate
+from embellama.text.tokenizer import Truncate
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Stream, Work

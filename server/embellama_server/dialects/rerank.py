@@ -1,7 +1,7 @@
 """``/v1/rerank``, as Jina and Voyage have it.
 
 A reranker scores query and document read together; any other model by the cosine of their vectors. Scores are the
-engine's (`embellama.calls.Ranking`).
+engine's (`embellama.jobs.Ranking`).
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.calls import Call, Calls, Ranking
+from embellama.jobs import Call, Calls, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Parser
 from embellama_server.dialects import openai

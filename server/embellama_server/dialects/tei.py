@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embellama.calls import Call, Calls, Embeddings, Ranking
+from embellama.jobs import Call, Calls, Embeddings, Ranking
 from embellama.similarity import cosine
 from embellama_server import api
 from embellama_server.api import Encoding, Parser

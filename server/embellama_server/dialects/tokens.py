@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from embellama.calls import Call, Calls
+from embellama.jobs import Call, Calls
 from embellama_server import api
 from embellama_server.api import Parser
 from embellama_server.dialects import tei

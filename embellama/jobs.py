@@ -1,0 +1,460 @@
+"""What is asked of a model, as token ids; and what comes back, as the answer.
+
+texts ── prompt ──► Tokenizer ──► windows, pairs ──► Call.tokens ──► EmbeddingModel.encode, in some pool
+                                                                              │
+vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄── Call.finish ◄┘ rows
+
+No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
+"""
+
+import contextlib
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from embellama.batch import Rows, Tokens
+from embellama.config import EngineConfig
+from embellama.errors import (
+    EmbeddingFailed,
+    EmptyInput,
+    InputError,
+    InvalidOption,
+    InvalidText,
+    ModelError,
+    TextTooLong,
+    check_number,
+)
+from embellama.gguf.weights import Weights
+from embellama.outputs import Dtype, check_dimensions, check_dtype, cut, normalize, quantize
+from embellama.text.pairs import PairFormat
+from embellama.text.prompts import Prompts
+from embellama.text.tokenizer import Tokenized, Tokenizer, Truncate, checked
+
+Answer = TypeVar("Answer")
+
+Spans = Sequence[tuple[int, int]]
+
+
+class TextOptions(TypedDict, total=False):
+    """How texts are read.
+
+    prompt: Name of one of the model's prompts (docs/prompts.md).
+    fields: Values for the prompt's fields other than its text.
+    truncate: What to do with a text that is too long: raise (``"none"``, the default), leave out its ``"end"`` or its
+        ``"start"``, or whatever comes after a number of tokens. Special tokens are kept.
+    """
+
+    prompt: str | None
+    fields: Mapping[str, str] | None
+    truncate: Truncate
+
+
+class OutputOptions(TypedDict, total=False):
+    """How vectors are written.
+
+    dimensions: Keep this many numbers of each vector, scaled again (for models trained for it: Matryoshka).
+    dtype: ``float32`` (the default), ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary`` (docs/outputs.md).
+    """
+
+    dimensions: int | None
+    dtype: Dtype
+
+
+class TokenOptions(TextOptions, OutputOptions, total=False):
+    """How a text is read and its tokens' vectors written."""
+
+
+class ChunkOptions(OutputOptions, total=False):
+    """Which parts of a text are wanted: exactly one of the first three.
+
+    chunk_size: Tokens in a chunk; the last may have fewer. The special tokens belong to the first and the last chunk,
+        so that a single chunk is the whole text.
+    token_spans: First token and the one after the last of each chunk, not counting special tokens.
+    character_spans: The same in characters; a token that is partly in a span belongs to it.
+    """
+
+    chunk_size: int | None
+    token_spans: Spans | None
+    character_spans: Spans | None
+
+
+class VectorOptions(TextOptions, OutputOptions, total=False):
+    """How texts are read and their vectors written.
+
+    window_overlap: Read a text that is too long in windows, each of which repeats this many tokens of the one before,
+        and take the mean of their vectors, weighted by their tokens.
+    """
+
+    window_overlap: int | None
+
+
+class Embeddings(NamedTuple):
+    """Vectors of texts, and how the texts were read.
+
+    vectors: ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says; fewer
+        numbers with `dimensions`, and of another type with `dtype` (`embellama.outputs.quantize`).
+    n_tokens: Tokens computed for each text, special ones included, ``(n_texts,) int32``.
+    n_cut: Tokens of each text that were left out, ``(n_texts,) int32``.
+    """
+
+    vectors: NDArray[Any]
+    n_tokens: NDArray[np.int32]
+    n_cut: NDArray[np.int32]
+
+
+class Chunks(NamedTuple):
+    """Vectors of the parts of one text.
+
+    vectors: ``(n_chunks, dim)``, as in `Embeddings`.
+    spans: First token of each chunk and the one after its last, not counting the special token at the text's start,
+        ``(n_chunks, 2) int32``; of characters, when those were asked for.
+    """
+
+    vectors: NDArray[Any]
+    spans: NDArray[np.int32]
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """One document's place.
+
+    Attributes:
+        index: Its position among those given.
+        relevance_score: As `Ranking.method` says.
+    """
+
+    index: int
+    relevance_score: float
+
+
+class Ranking(NamedTuple):
+    """Documents by relevance, the most relevant first; equal ones in the order given.
+
+    method: ``cross-encoder``: the score is what the model's head gives for query and document read together.
+        ``cosine``: the model is no reranker, and the score is the cosine of their vectors, -1 to 1.
+    n_tokens: Tokens computed.
+    n_cut: Tokens of each document that were left out, in the order given, ``(n_documents,) int32``.
+    """
+
+    results: list[Ranked]
+    method: Literal["cross-encoder", "cosine"]
+    n_tokens: int
+    n_cut: NDArray[np.int32]
+
+
+class Call(NamedTuple, Generic[Answer]):
+    """Work for a model.
+
+    tokens: Texts to compute, ``(n,) int32`` each.
+    finish: Makes the answer of the rows: ``(n_texts, dim) float32``, or one row for each token with `per_token`.
+    per_token: Whether every token's vector is wanted rather than one for each text.
+    owners: Which of the caller's texts each of `tokens` belongs to, where they are not the same; None for a query.
+    """
+
+    tokens: Sequence[Tokens]
+    finish: Callable[[Rows], Answer]
+    per_token: bool = False
+    owners: Sequence[int | None] | None = None
+
+    def part(self, start: int, stop: int) -> "Call[Answer]":
+        """Return a call for some of the texts of one that gives a vector for each; `finish` still takes any rows."""
+        stop = min(stop, len(self.tokens))
+        return self._replace(tokens=self.tokens[start:stop], owners=range(start, stop))
+
+    def blame(self, error: EmbeddingFailed) -> ModelError:
+        """Name the caller's text in an error that names one of `tokens`."""
+        owner = error.index if self.owners is None else self.owners[error.index]
+        if owner is None:
+            return ModelError(f"the model failed on the query: {error.reason}")
+        return EmbeddingFailed(owner, error.reason)
+
+
+class Gathering:
+    """The rows of a call, as its texts are computed one after another, in whatever order.
+
+    Attributes:
+        call: Whose they are.
+        rows: What `Call.finish` takes, once every text has its rows.
+        n_done: Texts that have theirs.
+    """
+
+    def __init__(self, call: Call[Any], dim: int):
+        self.call = call
+        n_rows = [len(tokens) for tokens in call.tokens] if call.per_token else [1] * len(call.tokens)
+        self._starts = [0, *itertools.accumulate(n_rows)]
+        self.rows = np.empty((self._starts[-1], dim), np.float32)
+        self.n_done = 0
+
+    def put(self, position: int, rows: Rows) -> None:
+        """Take the rows of the text at `position`."""
+        self.rows[self._starts[position] : self._starts[position + 1]] = rows
+        self.n_done += 1
+
+
+class Calls:
+    """Makes calls for one model.
+
+    Attributes:
+        config: The model's settings.
+        tokenizer: The model's.
+        prompts: The model's.
+        reranker: Whether the model scores pairs instead of giving vectors.
+    """
+
+    def __init__(self, config: EngineConfig, weights: Weights):
+        """Prepare for a model; a `vocab_only` load of its weights is enough.
+
+        Raises:
+            ConfigError: `prompts_file` cannot be read or is wrong, or `n_ctx` has no room for a token.
+        """
+        self.config = config
+        self._weights = weights
+        self.tokenizer = Tokenizer(weights, config.n_ctx)
+        values = weights.header.values
+        file_name = Path(config.model_path).stem
+        names = (config.model_name, values.get("general.name"), values.get("general.basename"), file_name)
+        self.prompts = Prompts.for_model(*names, file=config.prompts_file or None)
+        self.reranker = weights.pooling == "rank"
+        self._pairs = PairFormat(weights, self.tokenizer)
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        truncate: Truncate = "none",
+        window_overlap: int | None = None,
+        dimensions: int | None = None,
+        dtype: Dtype = "float32",
+    ) -> Call[Embeddings]:
+        """Ask for one vector for each text; see `VectorOptions`."""
+        self._check_gives_vectors("text")
+        write = self._writer(dimensions, dtype)
+        texts = self._prompted(texts, prompt, fields)
+        if window_overlap is not None:
+            return self._windows(texts, truncate, window_overlap, write)
+        tokens, n_cut = self.tokenizer.encode(texts, truncate)
+        n_tokens = np.array([len(ids) for ids in tokens], np.int32)
+        return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
+
+    def encode_ids(
+        self, ids: Sequence[Sequence[int]], *, dimensions: int | None = None, dtype: Dtype = "float32"
+    ) -> Call[Embeddings]:
+        """Ask for one vector for each list of token ids, which are used as they are: no special token is added."""
+        self._check_gives_vectors("text")
+        write = self._writer(dimensions, dtype)
+        tokens = self.tokenizer.check(ids)
+        n_tokens = np.array([len(text) for text in tokens], np.int32)
+        return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
+
+    def tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        truncate: Truncate = "none",
+        dimensions: int | None = None,
+        dtype: Dtype = "float32",
+    ) -> Call[list[NDArray[Any]]]:
+        """Ask for a vector for each token of each text, special ones too; see `TextOptions`, `OutputOptions`."""
+        self._check_gives_vectors("token")
+        write = self._writer(dimensions, dtype)
+        tokens, _ = self.tokenizer.encode(self._prompted(texts, prompt, fields), truncate)
+        ends = list(itertools.accumulate(map(len, tokens)))
+
+        def finish(rows: Rows) -> list[NDArray[Any]]:
+            vectors = []
+            for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+                with _of_text(index, "token"):
+                    vectors.append(write(normalize(rows[start:end], self.config.normalization)))
+            return vectors
+
+        return Call(tokens, finish, per_token=True)
+
+    def chunks(
+        self,
+        text: str,
+        *,
+        chunk_size: int | None = None,
+        token_spans: Spans | None = None,
+        character_spans: Spans | None = None,
+        dimensions: int | None = None,
+        dtype: Dtype = "float32",
+    ) -> Call[Chunks]:
+        """Ask for a vector for each part of one text, read as a whole ("late chunking": Günther et al., 2024).
+
+        A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling. See `ChunkOptions`.
+        """
+        self._check_gives_vectors("chunk")
+        write = self._writer(dimensions, dtype)
+        given = [chunk_size is not None, token_spans is not None, character_spans is not None]
+        if sum(given) != 1:
+            raise InputError("give exactly one of chunk_size, token_spans and character_spans")
+        [tokens], _ = self.tokenizer.encode([text])
+        n_first, n_last = len(self.tokenizer.first), len(self.tokenizer.last)
+        n = len(tokens) - n_first - n_last
+        if chunk_size is not None:
+            check_number("chunk_size", chunk_size, "it must be at least 1", 1)
+            spans = np.array([(i, min(i + chunk_size, n)) for i in range(0, max(n, 1), chunk_size)], np.int32)
+            inner = spans
+        elif token_spans is not None:
+            inner = spans = _checked_spans(token_spans, n, "token")
+        else:
+            assert character_spans is not None
+            spans = _checked_spans(character_spans, len(text), "character")
+            inner = self.tokenizer.within(text, spans.tolist())
+            for (start, end), (first, last) in zip(spans, inner, strict=True):
+                if first >= last:
+                    raise InputError(f"character span {start} to {end} has no token: there is nothing but space in it")
+        outer = inner + n_first
+        if chunk_size is not None:
+            outer[0, 0], outer[-1, 1] = 0, len(tokens)
+
+        def finish(rows: Rows) -> Chunks:
+            means = np.array([rows[start:end].mean(axis=0, dtype=np.float64) for start, end in outer], np.float32)
+            with _of_text(0, "chunk"):
+                return Chunks(write(normalize(means, self.config.normalization)), spans)
+
+        return Call([tokens], finish, per_token=True)
+
+    def rerank(
+        self, query: str, documents: Iterable[str], *, top_n: int | None = None, truncate: Truncate = "none"
+    ) -> Call[Ranking]:
+        """Ask which documents answer a query best.
+
+        Args:
+            query: What is looked for.
+            documents: What to order.
+            top_n: Return so many results at most.
+            truncate: See `TextOptions`; for a reranker, it is documents that are cut.
+        """
+        with _naming_the_query():
+            checked([query])
+        if top_n is not None:
+            check_number("top_n", top_n, "it must be at least 1", 1)
+        if isinstance(documents, str):
+            raise InvalidOption("documents", "is one str, not a list of them")
+        documents = list(documents)
+        if self.reranker:
+            return self._rerank_pairs(query, documents, top_n, truncate)
+        return self._rerank_by_cosine(query, documents, top_n, truncate)
+
+    def _rerank_pairs(self, query: str, documents: list[str], top_n: int | None, truncate: Truncate) -> Call[Ranking]:
+        read = self._pairs.encode(query, documents, truncate)
+        return Call(read.tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", read))
+
+    def _rerank_by_cosine(
+        self, query: str, documents: list[str], top_n: int | None, truncate: Truncate
+    ) -> Call[Ranking]:
+        self._check_gives_vectors("text")
+        queries = self.prompts.apply("query", [query])
+        with _naming_the_query():
+            [asked], _ = self.tokenizer.encode(queries, truncate)
+        read = self.tokenizer.encode(self.prompts.apply("document", documents), truncate)
+        read = Tokenized([*read.tokens, asked], read.n_cut)
+
+        def finish(rows: Rows) -> Ranking:
+            unit = normalize(rows)
+            return _ranking(np.clip(unit[:-1] @ unit[-1], -1, 1), top_n, "cosine", read)
+
+        return Call(read.tokens, finish, owners=[*range(len(documents)), None])
+
+    def _windows(
+        self, texts: list[str], truncate: Truncate, overlap: int, write: Callable[[Rows], NDArray[Any]]
+    ) -> Call[Embeddings]:
+        tokenizer = self.tokenizer
+        room = tokenizer.limit - tokenizer.n_special
+        if truncate != "none":
+            raise InputError("truncate and window_overlap are two ways to read a long text; give one of them")
+        check_number("window_overlap", overlap, f"this model's windows have {room} tokens", 0, room - 1)
+        windows: list[Tokens] = []
+        owners: list[int] = []
+        for index, ids in enumerate(tokenizer.bare(texts)):
+            if len(ids) + tokenizer.n_special == 0:
+                raise EmptyInput(index)
+            starts = range(0, max(len(ids) - overlap, 1), room - overlap)
+            windows += [tokenizer.wrap(ids[start : start + room]) for start in starts]
+            owners += [index] * len(starts)
+        lengths = np.array([len(window) for window in windows], np.int32)
+        n_tokens = np.bincount(owners, lengths, len(texts)).astype(np.int32)
+        weights = (lengths - tokenizer.n_special).clip(1)
+
+        def finish(rows: Rows) -> Embeddings:
+            sums = np.zeros((len(texts), rows.shape[1]))
+            np.add.at(sums, owners, rows * weights[:, None])
+            means = (sums / np.bincount(owners, weights, len(texts))[:, None]).astype(np.float32)
+            vectors = normalize(means, self.config.normalization)
+            return Embeddings(write(vectors), n_tokens, np.zeros(len(texts), np.int32))
+
+        return Call(windows, finish, owners=owners)
+
+    def _prompted(self, texts: Iterable[str], prompt: str | None, fields: Mapping[str, str] | None) -> list[str]:
+        if isinstance(texts, str):
+            raise InputError("texts is one str, not a list of them; to embed one text, call embed")
+        if prompt is None:
+            if fields:
+                raise InputError(f"fields are given ({', '.join(fields)}), but no prompt to put them in")
+            return list(texts)
+        return self.prompts.apply(prompt, texts, fields)
+
+    def _writer(self, dimensions: int | None, dtype: Dtype) -> Callable[[Rows], NDArray[Any]]:
+        config = self.config
+        check_dimensions(dimensions, self._weights.dim)
+        check_dtype(dtype, config.normalization, config.int8_limit)
+        if dtype == "float32" and dimensions in (None, self._weights.dim):
+            return lambda rows: rows
+        return lambda rows: quantize(cut(rows, dimensions, config.normalization), dtype, config.int8_limit)
+
+    def _check_gives_vectors(self, what: str) -> None:
+        name = self.config.model_name
+        if self.reranker:
+            raise InputError(f"model {name!r} is a reranker, which scores pairs of texts: call rerank")
+        if what == "text" and self._weights.pooling == "none":
+            raise InputError(f"model {name!r} has pooling none, so only tokens have vectors: call embed_tokens")
+
+
+@contextlib.contextmanager
+def _naming_the_query() -> Iterator[None]:
+    """Let an error of the one text that is tokenised name the query, not a document."""
+    try:
+        yield
+    except (EmptyInput, InvalidText, TextTooLong) as error:
+        raise InputError(str(error).replace("text 0", "the query", 1)) from None
+
+
+@contextlib.contextmanager
+def _of_text(index: int, what: str) -> Iterator[None]:
+    """Turn an error about a row into one about a text, which names the row's token or chunk."""
+    try:
+        yield
+    except EmbeddingFailed as error:
+        raise EmbeddingFailed(index, f"{what} {error.index}: {error.reason}") from None
+
+
+def _checked_spans(spans: Spans, n: int, unit: str) -> NDArray[np.int32]:
+    try:
+        # An array of floats would be rounded without a word.
+        pairs = [(operator.index(start), operator.index(end)) for start, end in spans]
+    except (TypeError, ValueError):
+        raise InputError(f"{unit}_spans must be pairs: the first {unit} and the one after the last") from None
+    if not pairs:
+        raise InputError(f"there are no {unit} spans")
+    for start, end in pairs:
+        if not 0 <= start < end <= n:
+            raise InputError(f"{unit} span {start} to {end} is not within the text's {n} {unit}s, or is empty")
+    return np.array(pairs, np.int32)
+
+
+def _ranking(
+    scores: NDArray[np.float32], top_n: int | None, method: Literal["cross-encoder", "cosine"], read: Tokenized
+) -> Ranking:
+    order = np.argsort(-scores, kind="stable")[:top_n]
+    results = [Ranked(int(i), float(scores[i])) for i in order]
+    return Ranking(results, method, sum(map(len, read.tokens)), read.n_cut)

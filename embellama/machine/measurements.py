@@ -1,0 +1,51 @@
+"""What was found out about this machine, kept so that it is found out once.
+
+amx, tuning ──► Finding.read, Finding.write ──► ~/.cache/embellama/KIND-KEY, or $XDG_CACHE_HOME/embellama
+
+A finding holds for one build of llama.cpp on one kind of CPU, and for whatever else its key says.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from embellama.llama import c_api
+
+logger = logging.getLogger("embellama.machine.measurements")
+
+
+class Finding:
+    """One word on this machine, in a file of its own.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, kind: str, *key: object):
+        """Name a finding of some `kind` that holds for `key`, whose parts are told apart by their `repr`."""
+        library = Path(str(c_api._lib._name))
+        builds = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in library.parent.iterdir())
+        known = repr((builds, c_api.llama_print_system_info(), *key))
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.path = Path(cache) / "embellama" / f"{kind}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+
+    def read(self) -> str | None:
+        """Return what was found, or None if nobody has looked."""
+        try:
+            return self.path.read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write(self, word: str) -> None:
+        """Keep what was found; where that cannot be written, it will be found out again."""
+        own = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # renamed whole: others may be reading
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            own.write_text(word)
+            own.replace(self.path)
+        except OSError as error:
+            logger.debug("%s is not kept: %s", self.path, error)
+            with contextlib.suppress(OSError):
+                own.unlink()

@@ -1,0 +1,147 @@
+"""One request from its first byte to its last: timed, counted, logged, answered.
+
+came ── read, parse, tokenise ──► tokenized ── waiting room ──► started ── workers ──► computed ── write ──► gone
+        └──── tokenization ────┘           └──── queue ────┘           └─ inference ─┘         └─ encoding ─┘
+"""
+
+import itertools
+import logging
+import re
+import secrets
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import Scope, Send
+
+from embellama.jobs import Call
+from embellama_server.telemetry.metrics import Metrics
+from embellama_server.work import Done, Reply
+from embellama_server.workers.dispatcher import Times
+
+if TYPE_CHECKING:
+    from embellama_server.app import Model
+
+access = logging.getLogger("embellama.access")
+
+# An id that a client gives its request comes back to it; other requests get a new one.
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+_PROCESS = secrets.token_hex(8).encode()
+_numbers = itertools.count(1)
+
+# Names of text-embeddings-inference for milliseconds.
+HEADERS = (b"x-tokenization-time", b"x-queue-time", b"x-inference-time", b"x-total-time")
+
+
+class Trip:
+    """What is known of one request; used on the event loop.
+
+    Attributes:
+        accept: What the client takes, in lower case.
+        model: Name of the model it is for; empty until that is known.
+        n_characters: Of its texts.
+        n_truncated: Texts of which tokens were left out.
+        n_texts: Texts, once they are tokens.
+        n_tokens: Of all texts.
+        times: When its texts were given to workers.
+        sending: Whether the answer has begun.
+    """
+
+    def __init__(self, metrics: Metrics, path: str, scope: Scope, send: Send):
+        self._metrics, self._path, self._send = metrics, path, send
+        self._client = scope.get("client")
+        self._came_at = time.monotonic()
+        self._tokenized_at = self._computed_at = 0.0
+        self._status = 0  # no answer yet
+        self._id = b""
+        self.accept = ""
+        for name, value in scope["headers"]:
+            if name == b"accept":
+                self.accept = value.decode("latin-1").lower()
+            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                self._id = value
+        self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
+        self.model = ""
+        self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
+        self.times = Times()
+        self.sending = False
+
+    def tokenized(self, call: Call[Any]) -> None:
+        """Its texts are tokens now."""
+        self._tokenized_at = time.monotonic()
+        self.n_texts, self.n_tokens = len(call.tokens), sum(map(len, call.tokens))
+
+    def computed(self) -> None:
+        """Its rows are here."""
+        self._computed_at = time.monotonic()
+
+    def failed(self, status: int) -> None:
+        """Count it by this status, though an answer has begun with another."""
+        self._status = status
+
+    def done(self, model: "Model") -> Done:
+        """Say what the writer of the answer may want to know."""
+        return Done(model.info, model.config, self.n_tokens, time.monotonic() - self._came_at)
+
+    async def send(self, reply: Reply, pieces: list[bytes]) -> None:
+        """Send a whole answer."""
+        self._status = reply.status
+        head = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % sum(map(len, pieces)))]
+        head += [(name.encode(), value.encode()) for name, value in reply.headers.items()]
+        await self._begin(head)
+        for i, piece in enumerate(pieces, 1):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": i < len(pieces)})
+
+    async def send_part(self, content_type: str, part: bytes, *, last: bool = False) -> None:
+        """Send a part of an answer, the head before the first."""
+        if not self.sending:
+            self._status = 200
+            await self._begin([(b"content-type", content_type.encode())])
+        await self._send({"type": "http.response.body", "body": part, "more_body": not last})
+
+    async def _begin(self, head: list[tuple[bytes, bytes]]) -> None:
+        self.sending = True
+        head.append((b"x-request-id", self._id))
+        if self._status == 200:
+            tokenization, queue, inference, _, total = self._seconds()
+            for name, seconds in zip(HEADERS, (tokenization, queue, inference, total), strict=True):
+                head.append((name, b"%.1f" % (1000 * seconds)))
+            head.append((b"x-compute-characters", b"%d" % self.n_characters))
+            head.append((b"x-compute-tokens", b"%d" % self.n_tokens))
+        await self._send({"type": "http.response.start", "status": self._status, "headers": head})
+
+    def _seconds(self) -> tuple[float, float, float, float, float]:
+        """Return how long each of `metrics.PHASES` took until now."""
+        now = time.monotonic()
+        tokenized_at = self._tokenized_at or now
+        computed_at = self._computed_at or now
+        started_at = min(self.times.started or tokenized_at, computed_at)
+        return (
+            tokenized_at - self._came_at,
+            started_at - tokenized_at,
+            computed_at - started_at,
+            now - computed_at,
+            now - self._came_at,
+        )
+
+    def __enter__(self) -> "Trip":
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        seconds = self._seconds()
+        self._metrics.request(self._path, self._status, self.model)
+        if self._status == 200:
+            self._metrics.answered(self.model, self.n_texts, self.n_tokens, self.n_truncated, seconds)
+        if access.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": self._id.decode(),
+                "client": self._client[0] if self._client else "",
+                "path": self._path,
+                "status": self._status,
+                "model": self.model,
+                "texts": self.n_texts,
+                "tokens": self.n_tokens,
+                "ms": round(1000 * seconds[-1], 1),
+            }
+            access.info(" ".join(f"{name}={value}" for name, value in fields.items()), extra={"fields": fields})

@@ -1,0 +1,326 @@
+"""Move requests from the event loop to worker processes and rows back.
+
+      event loop                                      |   worker process 1..n
+                                                      |
+  submit ──► Scheduler (waiting room, bounded)        |
+                │ pump: batches for free hands        |
+                ▼                                     |
+             Supervisor.send ══ Channel ══════════════|══► worker.run
+                                                      |      │
+  future ◄── on_rows ◄════════════════════════════════|══════┘
+             on_lost: what it held goes to another    |
+
+submit      a call in, a future of its rows out; refuses what cannot wait, or could not be done in time.
+_pump       after every event: hands out what the scheduler says.
+on_rows     rows into their requests; a request with every row is answered, all or nothing.
+on_lost     a worker is gone: what it held runs again, and a text that killed is remembered.
+
+Everything runs on the event loop's thread, so there are no locks.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from embellama.batch import Batch, Rows, Tokens
+from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
+from embellama.jobs import Call, Gathering
+from embellama.scheduler import Failure, Limits, Scheduler
+from embellama_server.config import ServerConfig
+from embellama_server.workers.process import Launch
+from embellama_server.workers.supervisor import TICK_S, Supervisor, WorkerState
+
+logger = logging.getLogger("embellama.dispatcher")
+
+# One batch running, one waiting in the worker's queue: it never idles on a message, and no more is lost with it.
+N_SLOTS = 2
+
+# A text that killed workers is refused for so long, and so many of them are remembered.
+CONVICTED_S = 600.0
+MAX_CONVICTED = 10_000
+
+# A request is taken if its estimated wait is at most this share of the time it has: the pool's rate drifts, and work on
+# what then comes too late is work lost; and shorter requests that come later may pass a long one.
+CAUTION = 0.7
+
+# The longest a refused client is asked to wait. With more to do than that, another server is the better advice.
+MAX_RETRY_AFTER_S = 60.0
+
+
+OnBatch = Callable[[int, int], None]
+
+
+class Times:
+    """When the first text of a request was given to a worker, on `time.monotonic`'s clock; 0 before that."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+
+class _Request:
+    def __init__(self, call: Call[Any], dim: int, future: "asyncio.Future[Rows]", times: Times):
+        self.gathering = Gathering(call, dim)
+        self.future = future
+        self.times = times
+
+
+class Dispatcher:
+    """The scheduler between requests and the pool of worker processes."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        dim: int,
+        canary: Tokens,
+        launch: Launch | None = None,
+        on_batch: OnBatch = lambda n_texts, n_tokens: None,
+    ):
+        """Prepare a pool for `config`, already checked.
+
+        Args:
+            dim: Length of a row.
+            canary: What every worker must embed alike.
+            launch: Starts a worker; by default a real process.
+            on_batch: Told of every batch that was computed: how many texts and tokens it had.
+        """
+        self._on_batch = on_batch
+        self._config = config
+        self._dim = dim
+        self._supervisor = Supervisor(config, canary, self, launch)
+        limits = Limits.of(
+            config, n_slots=N_SLOTS, max_waiting=config.queue_size, max_waiting_tokens=config.queue_tokens
+        )
+        self._scheduler = Scheduler(limits)
+        self._requests: dict[int, _Request] = {}
+        self._convicted: dict[bytes, float] = {}  # texts that killed workers, until when
+        self._ticker: asyncio.TimerHandle | None = None
+        self._was_whole = False
+        self._closing = False
+
+    @property
+    def n_ready(self) -> int:
+        """Workers that have loaded and reproduced the canary."""
+        return self._supervisor.n_ready
+
+    @property
+    def n_workers(self) -> int:
+        """Workers asked for."""
+        return self._config.num_workers
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests waiting for a worker."""
+        return self._scheduler.n_waiting
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens waiting for a worker."""
+        return self._scheduler.waiting_tokens
+
+    @property
+    def n_restarts(self) -> int:
+        """Workers that died and were started again."""
+        return self._supervisor.n_restarts
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        """What the workers have done and use, by their places."""
+        return self._supervisor.states
+
+    @property
+    def n_open(self) -> int:
+        """Requests not yet answered."""
+        return self._scheduler.n_open
+
+    @property
+    def trouble(self) -> str:
+        """Why workers cannot serve, if they cannot."""
+        return self._supervisor.trouble
+
+    @property
+    def status(self) -> Literal["starting", "ok", "degraded", "unavailable"]:
+        """How the pool is: not yet whole, whole, with fewer workers than asked for, or with none."""
+        if self.n_ready >= self.n_workers:
+            return "ok"
+        if not self._was_whole:
+            return "starting"
+        return "degraded" if self.n_ready else "unavailable"
+
+    def start(self) -> "asyncio.Future[None]":
+        """Start the worker processes, in the running event loop; `n_ready` tells when they have loaded.
+
+        Returns:
+            A future that fails with `ModelLoadError` if the model turns out not to load in a worker.
+        """
+        self._loop = asyncio.get_running_loop()
+        failed = self._supervisor.start()
+        self._tick()
+        return failed
+
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now, whatever the request."""
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+        if not self.n_ready and not self._supervisor.recovering:
+            raise Unavailable(self.trouble or "no worker is ready")
+        # With fewer workers than asked for, fewer can wait.
+        n_ready = max(self.n_ready, 1)
+        most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
+        if self._scheduler.n_waiting >= most:
+            raise self.overloaded(f"{most} requests are waiting already, the most allowed")
+        try:
+            self._scheduler.check_room()
+        except Overloaded as error:
+            raise self.overloaded(error.reason) from None
+
+    def submit(self, call: Call[Any], deadline: float, times: Times | None = None) -> "asyncio.Future[Rows]":
+        """Compute a call's texts; cancelling the future drops what is still queued.
+
+        Args:
+            call: What to compute; at least one text.
+            deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
+            times: Where to write when it happened.
+
+        Returns:
+            A future of the rows that `call.finish` takes.
+
+        Raises:
+            Unavailable: No worker is ready, or the pool is closing.
+            Overloaded: The waiting room is full, or the request could not be done by its deadline.
+            EmbeddingFailed: A text killed workers not long ago.
+        """
+        self.check_room()
+        self._check_record(call)
+        n_tokens = [len(text) for text in call.tokens]
+        self._check_time(sum(n_tokens), deadline)
+        try:
+            id = self._scheduler.submit(n_tokens, deadline)
+        except Overloaded as error:
+            raise self.overloaded(error.reason) from None
+        request = self._requests[id] = _Request(call, self._dim, self._loop.create_future(), times or Times())
+        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
+        self._pump()
+        return request.future
+
+    async def restart_workers(self) -> None:
+        """Replace every worker, one after another, without losing a request."""
+        await self._supervisor.restart_all()
+
+    async def close(self, *, at_once: bool = False) -> None:
+        """Stop every worker and wait until none is left. Requests not yet answered fail with `Unavailable`."""
+        self._closing = True
+        if self._ticker:
+            self._ticker.cancel()
+        for id in list(self._requests):
+            self._fail(id, Unavailable("the server is shutting down"))
+        await self._supervisor.close(at_once=at_once)
+
+    def on_ready(self, worker: int) -> None:
+        self._scheduler.worker_ready(worker)
+        self._was_whole = self._was_whole or self.n_ready >= self.n_workers
+        self._pump()
+
+    def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
+        answer = self._scheduler.complete(batch, worker)
+        self._pump()  # first: the worker is waiting
+        self._on_batch(len(texts.lengths), len(texts.tokens))
+        ends = range(1, len(texts.lengths) + 1) if texts.per_token is None else np.cumsum(texts.n_rows).tolist()
+        for i, text in answer.rows:
+            self._requests[text.request].gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
+        for id in answer.finished:
+            request = self._requests.pop(id)
+            if not request.future.done():
+                request.future.set_result(request.gathering.rows)
+
+    def on_error(self, worker: int, batch: int, reason: str) -> None:
+        logger.warning("worker %d failed on a batch: %s", worker, reason)
+        self._fail_requests(self._scheduler.fail(batch, worker), reason)
+        self._pump()
+
+    def on_retired(self, worker: int) -> int:
+        self._scheduler.retire(worker)
+        return self._scheduler.n_held(worker)
+
+    def on_lost(self, worker: int, suspect: bool) -> None:
+        failures = self._scheduler.worker_lost(worker, suspect=suspect)
+        for request, position in failures:
+            self._convict(self._requests[request].gathering.call.tokens[position])
+        self._fail_requests(failures, "a worker process died on it")
+        self._pump()
+
+    def _pump(self) -> None:
+        for assignment in self._scheduler.assign():
+            requests = [self._requests[text.request] for text in assignment.texts]
+            now = time.monotonic()
+            for request in requests:
+                request.times.started = request.times.started or now
+            calls = [request.gathering.call for request in requests]
+            tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
+            batch = Batch.join(tokens, [call.per_token for call in calls])
+            n_possible = len(batch.tokens)
+            if not self._scheduler.n_waiting:  # it is as small as it is for lack of work
+                n_possible = max(n_possible, self._config.max_batch_tokens)
+            self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch, n_possible)
+
+    def _tick(self) -> None:
+        for id in self._scheduler.expired(self._loop.time()):
+            self._fail(id, DeadlineExceeded(self._config.timeout_ms))
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    def _check_time(self, n_tokens: int, deadline: float) -> None:
+        """Refuse a request that could not be answered in time."""
+        rate = self._supervisor.rate * max(self.n_ready, 1)
+        if not rate:
+            return
+        wait = self._scheduler.tokens_before(n_tokens) / rate / CAUTION
+        left = deadline - self._loop.time()
+        if wait > left:
+            raise Overloaded(
+                f"this request could take {wait:.1f} s to be answered, but {left:.1f} s are left of timeout_ms",
+                min(max(wait - left, 1.0), MAX_RETRY_AFTER_S),
+            )
+
+    def overloaded(self, reason: str) -> Overloaded:
+        """Say when to come again: when what is waiting now will have been computed."""
+        rate = self._supervisor.rate * max(self.n_ready, 1)
+        wait = self._scheduler.waiting_tokens / rate if rate else 1.0
+        return Overloaded(reason, min(max(wait, 1.0), MAX_RETRY_AFTER_S))
+
+    def _convict(self, text: Tokens) -> None:
+        logger.error("a text of %d tokens killed workers, and is refused for %.0f s", len(text), CONVICTED_S)
+        while len(self._convicted) >= MAX_CONVICTED:
+            del self._convicted[next(iter(self._convicted))]
+        self._convicted.pop(text.tobytes(), None)  # so that they stay in order
+        self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
+
+    def _check_record(self, call: Call[Any]) -> None:
+        """Refuse a text that killed workers not long ago."""
+        now = self._loop.time()
+        while self._convicted and next(iter(self._convicted.values())) <= now:
+            del self._convicted[next(iter(self._convicted))]
+        if not self._convicted:
+            return
+        for index, text in enumerate(call.tokens):
+            if self._convicted.get(text.tobytes(), now) > now:
+                reason = "worker processes died on it not long ago, so it is not tried again yet"
+                raise call.blame(EmbeddingFailed(index, reason))
+
+    def _fail_requests(self, failures: Sequence[Failure], reason: str) -> None:
+        for request, position in failures:
+            call = self._requests[request].gathering.call
+            self._fail(request, call.blame(EmbeddingFailed(position, reason)))
+
+    def _fail(self, id: int, error: Exception) -> None:
+        self._scheduler.cancel(id)
+        request = self._requests.pop(id, None)
+        if request and not request.future.done():
+            request.future.set_exception(error)
+
+    def _cancel(self, id: int) -> None:
+        self._scheduler.cancel(id)
+        self._requests.pop(id, None)

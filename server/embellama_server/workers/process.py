@@ -1,0 +1,126 @@
+"""One worker process as its supervisor sees it.
+
+Supervisor ── send, stop, kill ──► WorkerProcess ── Channel ══► worker.run
+           ◄── on_reply, on_close ──
+
+`Process` is all that a supervisor asks of it, so tests put simulated ones in its place.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from embellama.batch import Batch, Tokens
+from embellama_server.config import ServerConfig
+from embellama_server.workers import worker
+from embellama_server.workers.channel import Channel, Reply
+
+logger = logging.getLogger("embellama.process")
+
+# After being told to stop, a worker has this long for the batch it is in.
+STOP_S = 5.0
+
+
+class Process(Protocol):
+    """A worker process that was started."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+
+    @property
+    def memory(self) -> int:
+        """Its resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
+
+    @property
+    def resident(self) -> int:
+        """Its resident memory in bytes; 0 where that is not known."""
+
+    def send(self, id: int, n_threads: int, batch: Batch) -> None:
+        """Give it a batch."""
+
+    def stop(self) -> None:
+        """Ask it to exit once it has done what it holds."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+    async def end(self) -> None:
+        """Wait until it is gone; if it does not go within `STOP_S`, kill it."""
+
+
+Launch = Callable[[int, Callable[[Reply], None], Callable[[], None]], Process]
+"""Starts worker number n in the running event loop. Its replies go to the first function; the second is called once,
+when it is gone. Raises OSError if there is no process to be had."""
+
+
+class WorkerProcess:
+    """A real one."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        canary: Tokens,
+        number: int,
+        on_reply: Callable[[Reply], None],
+        on_close: Callable[[], None],
+    ):
+        """Start it, in the running event loop. Raises OSError if there is no process to be had."""
+        context = multiprocessing.get_context("spawn")
+        self._channel = Channel(context)
+        self._process = context.Process(
+            target=worker.run, args=(config, canary, *self._channel.worker_end), name=f"worker-{number}"
+        )
+        # Not in a thread: it takes a few ms, and nothing can come between it and the next lines. The worker inherits
+        # the mask, so that no signal reaches it before it can say that it ignores it (`worker.run`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, worker.IGNORED)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.IGNORED)
+        self.pid = self._process.pid
+        self._channel.open(on_reply, on_close)
+
+    @property
+    def memory(self) -> int:
+        n_resident, n_shared = self._pages()
+        return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
+
+    @property
+    def resident(self) -> int:
+        return self._pages()[0] * os.sysconf("SC_PAGESIZE")
+
+    def send(self, id: int, n_threads: int, batch: Batch) -> None:
+        self._channel.send(id, n_threads, batch)
+
+    def stop(self) -> None:
+        self._channel.stop()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def end(self) -> None:
+        await asyncio.to_thread(self._end)
+
+    def _pages(self) -> tuple[int, int]:
+        try:
+            n_resident, n_shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
+        except (OSError, ValueError):
+            return 0, 0
+        return n_resident, n_shared
+
+    def _end(self) -> None:
+        self._process.join(STOP_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode
+        if code:  # the kernel's SIGKILL when memory is short, and SIGABRT or SIGSEGV, are different things to look for
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+            logger.info("worker process %d %s", self.pid, how)
+        self._process.close()

@@ -1,0 +1,73 @@
+"""One worker process: owns one model, answers every batch it is given.
+
+   queue ──► Task ──► EmbeddingModel.encode ──► Replies      one thread, the process's main one
+                                                ▲
+   the canary's row, once loaded ───────────────┘
+
+The front rules its life. Signals from a terminal or a service manager may reach the whole group, so a worker ignores
+them and goes when told to; if the front is killed, a thread sees that at once and ends the process.
+"""
+
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
+
+from embellama.batch import Batch, Tokens
+from embellama.errors import ModelLoadError
+from embellama_server.config import ServerConfig
+from embellama_server.workers.channel import STARTED, Replies, Task
+
+# With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
+# stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
+NICENESS = 5
+
+# "module:function" to call with the model before anything is computed: how the fault tests make a worker fail.
+HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
+
+# Signals of a terminal or a service manager; blocked until `run` ignores them.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
+    """Load the model, answer with the canary's row, then answer batches until told to stop."""
+    os.nice(NICENESS)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    threading.Thread(target=_exit_with_front, name="front-watch", daemon=True).start()
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    # When ggml aborts it looks for a debugger and forks it for a backtrace, which can hang the dying process.
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
+
+    replies = Replies(writer)
+    try:
+        model = EmbeddingModel(config)
+        if hook := os.environ.get(HOOK):
+            module, _, function = hook.partition(":")
+            getattr(importlib.import_module(module), function)(model)
+        replies.send_rows(STARTED, model.encode(Batch.join([canary])))
+    except Exception as error:
+        reason = error.reason if isinstance(error, ModelLoadError) else str(error) or repr(error)
+        replies.send_error(STARTED, reason)
+        return
+    while task := tasks.get():
+        try:
+            rows = model.encode(task.batch, task.n_threads)
+        except Exception as error:  # whatever it is, the front must hear of it
+            replies.send_error(task.id, str(error) or repr(error))
+        else:
+            replies.send_rows(task.id, rows)
+    model.close()
+
+
+def _exit_with_front() -> None:
+    front = multiprocessing.parent_process()
+    assert front is not None
+    front.join()
+    os._exit(1)
