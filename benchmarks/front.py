@@ -126,11 +126,11 @@ async def dispatch(model_path: str) -> dict[str, float]:
     model.dispatcher.start()
     while model.dispatcher.status != "ok":  # noqa: ASYNC110 - the pool tells no one else
         await asyncio.sleep(0.05)
-    call = model.calls.encode(["A short text."])
+    job = model.jobs.encode(["A short text."])
     took = []
     for _ in range(2000):
         start = time.perf_counter()
-        await model.dispatcher.submit(call, asyncio.get_running_loop().time() + 30)
+        await model.dispatcher.submit(job, asyncio.get_running_loop().time() + 30)
         took.append(time.perf_counter() - start)
     await model.dispatcher.close()
     return {"dispatcher, queue, pipe and worker: p50 ms": 1000 * statistics.median(took)}

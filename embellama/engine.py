@@ -1,8 +1,8 @@
 """Embed from any thread, and from asyncio, on models that are confined to threads of their own.
 
-texts ──► Calls ──► Call ──► Pool.submit ══► the model's threads
+texts ──► Jobs ──► Job ──► Pool.submit ══► the model's threads
                                                    │
-answer ◄── Call.finish ◄── rows, in a future ◄═════╛
+answer ◄── Job.finish ◄── rows, in a future ◄═════╛
 
 One engine holds many models, each in a `Pool`. Every method that embeds or ranks, but for `embed_stream`, has an
 awaitable twin whose name begins with `a`.
@@ -38,11 +38,11 @@ from embellama.errors import (
 from embellama.gguf.header import Header
 from embellama.info import ModelInfo
 from embellama.jobs import (
-    Call,
-    Calls,
     ChunkOptions,
     Chunks,
     Embeddings,
+    Job,
+    Jobs,
     Ranking,
     TokenOptions,
     VectorOptions,
@@ -53,7 +53,7 @@ from embellama.text.tokenizer import Tokenized, Truncate
 logger = logging.getLogger("embellama.engine")
 
 Answer = TypeVar("Answer")
-Ask = Callable[[Calls], Call[Answer]]
+Ask = Callable[[Jobs], Job[Answer]]
 Vector = NDArray[Any]
 
 
@@ -282,11 +282,11 @@ class EmbeddingEngine:
         Returns:
             ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
         """
-        return self._run(model, lambda calls: calls.tokens([text], **options))[0]
+        return self._run(model, lambda jobs: jobs.tokens([text], **options))[0]
 
     async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
         """As `embed_tokens`, for asyncio."""
-        return (await self._arun(model, lambda calls: calls.tokens([text], **options)))[0]
+        return (await self._arun(model, lambda jobs: jobs.tokens([text], **options)))[0]
 
     def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
@@ -296,11 +296,11 @@ class EmbeddingEngine:
             text: At most as long as the model reads.
             **options: See `ChunkOptions`.
         """
-        return self._run(model, lambda calls: calls.chunks(text, **options))
+        return self._run(model, lambda jobs: jobs.chunks(text, **options))
 
     async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
         """As `embed_chunks`, for asyncio."""
-        return await self._arun(model, lambda calls: calls.chunks(text, **options))
+        return await self._arun(model, lambda jobs: jobs.chunks(text, **options))
 
     def rerank(
         self,
@@ -321,7 +321,7 @@ class EmbeddingEngine:
             truncate: See `TextOptions`; for a reranker, it is documents that are cut.
         """
         read = _once(documents)
-        return self._run(model, lambda calls: calls.rerank(query, read(), top_n=top_n, truncate=truncate))
+        return self._run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     async def arerank(
         self,
@@ -334,11 +334,11 @@ class EmbeddingEngine:
     ) -> Ranking:
         """As `rerank`, for asyncio."""
         read = _once(documents)
-        return await self._arun(model, lambda calls: calls.rerank(query, read(), top_n=top_n, truncate=truncate))
+        return await self._arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
         """Return texts' token ids, special ones included, as `encode` would compute them without a prompt."""
-        return self._pool(model).calls.tokenizer.encode(texts, truncate)
+        return self._pool(model).jobs.tokenizer.encode(texts, truncate)
 
     def close(self) -> None:
         """Answer what was asked, then free every model. Calling it again does nothing."""
@@ -374,29 +374,29 @@ class EmbeddingEngine:
         return await self.aembed_batch(model, text, **options)
 
     def _run(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        call, future = self._submit(model, ask, progress)
+        job, future = self._submit(model, ask, progress)
         try:
             rows = future.result()
         except BaseException:
             future.cancel()  # interrupted while waiting: what is queued need not run
             raise
-        return call.finish(rows)
+        return job.finish(rows)
 
     async def _arun(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
         given_up = threading.Event()
         submitted: list[Future[Rows]] = []
 
-        def submit() -> tuple[Call[Answer], Future[Rows]]:
-            call, future = self._submit(model, ask, progress)
+        def submit() -> tuple[Job[Answer], Future[Rows]]:
+            job, future = self._submit(model, ask, progress)
             submitted.append(future)
             if given_up.is_set():  # nobody saw the future in time to cancel it
                 future.cancel()
-            return call, future
+            return job, future
 
         try:
             # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
-            call, future = await asyncio.to_thread(submit)
-            return call.finish(await asyncio.wrap_future(future))
+            job, future = await asyncio.to_thread(submit)
+            return job.finish(await asyncio.wrap_future(future))
         except asyncio.CancelledError:
             given_up.set()
             for future in submitted:
@@ -405,13 +405,13 @@ class EmbeddingEngine:
 
     def _submit(
         self, model: str | None, ask: Ask[Answer], progress: Progress | None
-    ) -> tuple[Call[Answer], "Future[Rows]"]:
+    ) -> tuple[Job[Answer], "Future[Rows]"]:
         while True:
             pool = self._pool(model)
-            call = ask(pool.calls)
+            job = ask(pool.jobs)
             # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
             with contextlib.suppress(Unloading):
-                return call, pool.submit(call, progress)
+                return job, pool.submit(job, progress)
 
     def _ahead(
         self, model: str | None, texts: Iterable[str], n_ahead: int, options: VectorOptions
@@ -423,19 +423,19 @@ class EmbeddingEngine:
             raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
         # Several slices, so that some are at work while one is taken out.
         n_slices = min(N_SLICES, n_ahead)
-        at_work: deque[tuple[int, Call[Embeddings], Future[Rows]]] = deque()
+        at_work: deque[tuple[int, Job[Embeddings], Future[Rows]]] = deque()
         stream, start = iter(texts), 0
         try:
             while True:
                 while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
                     with _counted_from(start):
-                        call, future = self._submit(model, _encoding(part, options), None)
-                    at_work.append((start, call, future))
+                        job, future = self._submit(model, _encoding(part, options), None)
+                    at_work.append((start, job, future))
                     start += len(part)
                 if not at_work:
                     return
-                first, call, future = at_work[0]
-                yield first, functools.partial(_finished, call, future)
+                first, job, future = at_work[0]
+                yield first, functools.partial(_finished, job, future)
                 at_work.popleft()
         finally:
             for _, _, future in at_work:
@@ -502,7 +502,7 @@ class _Model:
     def load(self) -> Pool:
         stamp = self._file()
         pool = Pool(self.config)
-        self._info = ModelInfo.of(self.config, pool.calls, pool.weights)
+        self._info = ModelInfo.of(self.config, pool.jobs, pool.weights)
         self._stamp, self._told = stamp, False
         self.pool = pool
         return pool
@@ -556,11 +556,11 @@ def _once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
 
 def _encoding(texts: Iterable[str], options: VectorOptions) -> Ask[Embeddings]:
     read = _once(texts)
-    return lambda calls: calls.encode(read(), **options)
+    return lambda jobs: jobs.encode(read(), **options)
 
 
-def _finished(call: Call[Embeddings], future: "Future[Rows]") -> Embeddings:
-    return call.finish(future.result())
+def _finished(job: Job[Embeddings], future: "Future[Rows]") -> Embeddings:
+    return job.finish(future.result())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import msgspec
 
 from embellama.config import EngineConfig
 from embellama.gguf.weights import Weights
-from embellama.jobs import Calls
+from embellama.jobs import Jobs
 from embellama.pooling import Pooling
 
 
@@ -45,7 +45,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     changed: bool = False
 
     @classmethod
-    def of(cls, config: EngineConfig, calls: Calls, weights: Weights) -> "ModelInfo":
+    def of(cls, config: EngineConfig, jobs: Jobs, weights: Weights) -> "ModelInfo":
         """Describe a model, given a checked config."""
         header = weights.header
         return cls(
@@ -53,11 +53,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             path=config.model_path,
             architecture=header.architecture,
             dim=weights.dim,
-            n_ctx=calls.tokenizer.limit,
+            n_ctx=jobs.tokenizer.limit,
             n_ctx_train=weights.n_ctx_train,
             pooling=weights.pooling,
             normalization=config.normalization,
             quantization=header.quantization,
             n_bytes=header.n_bytes,
-            prompts=calls.prompts.names,
+            prompts=jobs.prompts.names,
         )

@@ -1,10 +1,10 @@
 """What is asked of a model, as token ids; and what comes back, as the answer.
 
-texts ── prompt ──► Tokenizer ──► windows, pairs ──► Call.tokens ──► EmbeddingModel.encode, in some pool
+texts ── prompt ──► Tokenizer ──► windows, pairs ──► Job.tokens ──► EmbeddingModel.encode, in some pool
                                                                               │
-vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄── Call.finish ◄┘ rows
+vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄── Job.finish ◄┘ rows
 
-No threads and no llama.cpp context: whoever has a pool runs a `Call` on it.
+No threads and no llama.cpp context: whoever has a pool runs a `Job` on it.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ class Ranking(NamedTuple):
     n_cut: NDArray[np.int32]
 
 
-class Call(NamedTuple, Generic[Answer]):
+class Job(NamedTuple, Generic[Answer]):
     """Work for a model.
 
     tokens: Texts to compute, ``(n,) int32`` each.
@@ -161,8 +161,8 @@ class Call(NamedTuple, Generic[Answer]):
     per_token: bool = False
     owners: Sequence[int | None] | None = None
 
-    def part(self, start: int, stop: int) -> "Call[Answer]":
-        """Return a call for some of the texts of one that gives a vector for each; `finish` still takes any rows."""
+    def part(self, start: int, stop: int) -> "Job[Answer]":
+        """Return a job for some of the texts of one that gives a vector for each; `finish` still takes any rows."""
         stop = min(stop, len(self.tokens))
         return self._replace(tokens=self.tokens[start:stop], owners=range(start, stop))
 
@@ -175,17 +175,17 @@ class Call(NamedTuple, Generic[Answer]):
 
 
 class Gathering:
-    """The rows of a call, as its texts are computed one after another, in whatever order.
+    """The rows of a job, as its texts are computed one after another, in whatever order.
 
     Attributes:
-        call: Whose they are.
-        rows: What `Call.finish` takes, once every text has its rows.
+        job: Whose they are.
+        rows: What `Job.finish` takes, once every text has its rows.
         n_done: Texts that have theirs.
     """
 
-    def __init__(self, call: Call[Any], dim: int):
-        self.call = call
-        n_rows = [len(tokens) for tokens in call.tokens] if call.per_token else [1] * len(call.tokens)
+    def __init__(self, job: Job[Any], dim: int):
+        self.job = job
+        n_rows = [len(tokens) for tokens in job.tokens] if job.per_token else [1] * len(job.tokens)
         self._starts = [0, *itertools.accumulate(n_rows)]
         self.rows = np.empty((self._starts[-1], dim), np.float32)
         self.n_done = 0
@@ -196,8 +196,8 @@ class Gathering:
         self.n_done += 1
 
 
-class Calls:
-    """Makes calls for one model.
+class Jobs:
+    """Makes jobs for one model.
 
     Attributes:
         config: The model's settings.
@@ -232,7 +232,7 @@ class Calls:
         window_overlap: int | None = None,
         dimensions: int | None = None,
         dtype: Dtype = "float32",
-    ) -> Call[Embeddings]:
+    ) -> Job[Embeddings]:
         """Ask for one vector for each text; see `VectorOptions`."""
         self._check_gives_vectors("text")
         write = self._writer(dimensions, dtype)
@@ -241,17 +241,17 @@ class Calls:
             return self._windows(texts, truncate, window_overlap, write)
         tokens, n_cut = self.tokenizer.encode(texts, truncate)
         n_tokens = np.array([len(ids) for ids in tokens], np.int32)
-        return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
+        return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
 
     def encode_ids(
         self, ids: Sequence[Sequence[int]], *, dimensions: int | None = None, dtype: Dtype = "float32"
-    ) -> Call[Embeddings]:
+    ) -> Job[Embeddings]:
         """Ask for one vector for each list of token ids, which are used as they are: no special token is added."""
         self._check_gives_vectors("text")
         write = self._writer(dimensions, dtype)
         tokens = self.tokenizer.check(ids)
         n_tokens = np.array([len(text) for text in tokens], np.int32)
-        return Call(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
+        return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
 
     def tokens(
         self,
@@ -262,7 +262,7 @@ class Calls:
         truncate: Truncate = "none",
         dimensions: int | None = None,
         dtype: Dtype = "float32",
-    ) -> Call[list[NDArray[Any]]]:
+    ) -> Job[list[NDArray[Any]]]:
         """Ask for a vector for each token of each text, special ones too; see `TextOptions`, `OutputOptions`."""
         self._check_gives_vectors("token")
         write = self._writer(dimensions, dtype)
@@ -276,7 +276,7 @@ class Calls:
                     vectors.append(write(normalize(rows[start:end], self.config.normalization)))
             return vectors
 
-        return Call(tokens, finish, per_token=True)
+        return Job(tokens, finish, per_token=True)
 
     def chunks(
         self,
@@ -287,7 +287,7 @@ class Calls:
         character_spans: Spans | None = None,
         dimensions: int | None = None,
         dtype: Dtype = "float32",
-    ) -> Call[Chunks]:
+    ) -> Job[Chunks]:
         """Ask for a vector for each part of one text, read as a whole ("late chunking": Günther et al., 2024).
 
         A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling. See `ChunkOptions`.
@@ -322,11 +322,11 @@ class Calls:
             with _of_text(0, "chunk"):
                 return Chunks(write(normalize(means, self.config.normalization)), spans)
 
-        return Call([tokens], finish, per_token=True)
+        return Job([tokens], finish, per_token=True)
 
     def rerank(
         self, query: str, documents: Iterable[str], *, top_n: int | None = None, truncate: Truncate = "none"
-    ) -> Call[Ranking]:
+    ) -> Job[Ranking]:
         """Ask which documents answer a query best.
 
         Args:
@@ -346,13 +346,13 @@ class Calls:
             return self._rerank_pairs(query, documents, top_n, truncate)
         return self._rerank_by_cosine(query, documents, top_n, truncate)
 
-    def _rerank_pairs(self, query: str, documents: list[str], top_n: int | None, truncate: Truncate) -> Call[Ranking]:
+    def _rerank_pairs(self, query: str, documents: list[str], top_n: int | None, truncate: Truncate) -> Job[Ranking]:
         read = self._pairs.encode(query, documents, truncate)
-        return Call(read.tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", read))
+        return Job(read.tokens, lambda rows: _ranking(rows[:, 0], top_n, "cross-encoder", read))
 
     def _rerank_by_cosine(
         self, query: str, documents: list[str], top_n: int | None, truncate: Truncate
-    ) -> Call[Ranking]:
+    ) -> Job[Ranking]:
         self._check_gives_vectors("text")
         queries = self.prompts.apply("query", [query])
         with _naming_the_query():
@@ -364,11 +364,11 @@ class Calls:
             unit = normalize(rows)
             return _ranking(np.clip(unit[:-1] @ unit[-1], -1, 1), top_n, "cosine", read)
 
-        return Call(read.tokens, finish, owners=[*range(len(documents)), None])
+        return Job(read.tokens, finish, owners=[*range(len(documents)), None])
 
     def _windows(
         self, texts: list[str], truncate: Truncate, overlap: int, write: Callable[[Rows], NDArray[Any]]
-    ) -> Call[Embeddings]:
+    ) -> Job[Embeddings]:
         tokenizer = self.tokenizer
         room = tokenizer.limit - tokenizer.n_special
         if truncate != "none":
@@ -393,7 +393,7 @@ class Calls:
             vectors = normalize(means, self.config.normalization)
             return Embeddings(write(vectors), n_tokens, np.zeros(len(texts), np.int32))
 
-        return Call(windows, finish, owners=owners)
+        return Job(windows, finish, owners=owners)
 
     def _prompted(self, texts: Iterable[str], prompt: str | None, fields: Mapping[str, str] | None) -> list[str]:
         if isinstance(texts, str):

@@ -2,10 +2,10 @@
 
    any thread                           │ threads of the model, each with a context of its own
                                         │
-   Pool.submit(Call) ──► Scheduler ═════════► inbox ──► EmbeddingModel.encode
+   Pool.submit(Job) ──► Scheduler ═════════► inbox ──► EmbeddingModel.encode
       │ a future                        │                  │
       ▼                                 │                  ▼
-   rows of the call ◄───────────────────── Scheduler.complete
+   rows of the job ◄───────────────────── Scheduler.complete
 
 Nothing waits here that no caller is waiting for, so the library's waiting room has no limit of its own.
 """
@@ -25,7 +25,7 @@ from embellama.batch import Batch, Rows, Tokens
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
 from embellama.gguf.weights import Weights
-from embellama.jobs import Call, Calls, Gathering
+from embellama.jobs import Gathering, Job, Jobs
 from embellama.model import EmbeddingModel
 from embellama.scheduler import Assignment, Limits, Scheduler
 from embellama.tuning import tuned
@@ -53,7 +53,7 @@ class Pool:
 
     Attributes:
         config: The model's, with `max_batch_tokens` filled in.
-        calls: Makes what `submit` takes.
+        jobs: Makes what `submit` takes.
         weights: The model's.
     """
 
@@ -62,7 +62,7 @@ class Pool:
         self._pid = os.getpid()
         self.weights = Weights(config)
         self.config = config = tuned(config, self.weights)
-        self.calls = Calls(config, self.weights)
+        self.jobs = Jobs(config, self.weights)
         self._changed = threading.Condition()  # guards everything below; notified when requests go
         self._scheduler = Scheduler(Limits.of(config))
         self._requests: dict[int, _Request] = {}
@@ -84,11 +84,11 @@ class Pool:
             self._stop()
             raise
 
-    def submit(self, call: Call[Any], progress: Progress | None = None) -> "Future[Rows]":
-        """Compute a call's texts; cancelling the future drops what is still queued.
+    def submit(self, job: Job[Any], progress: Progress | None = None) -> "Future[Rows]":
+        """Compute a job's texts; cancelling the future drops what is still queued.
 
         Returns:
-            A future of the rows that `call.finish` takes. It may fail with `EmbeddingFailed`.
+            A future of the rows that `job.finish` takes. It may fail with `EmbeddingFailed`.
 
         Raises:
             Unloading: The model is being unloaded.
@@ -97,8 +97,8 @@ class Pool:
         if os.getpid() != self._pid:
             name = self.config.model_name
             raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
-        request = _Request(call, self.weights.dim, progress)
-        if not call.tokens:
+        request = _Request(job, self.weights.dim, progress)
+        if not job.tokens:
             request.future.set_result(request.gathering.rows)
             return request.future
         with self._changed:
@@ -106,7 +106,7 @@ class Pool:
                 raise Unavailable("Python is ending, and the models' threads have stopped")
             if self._closing:
                 raise Unloading(f"model {self.config.model_name!r} is being unloaded")
-            id = self._scheduler.submit([len(t) for t in call.tokens])
+            id = self._scheduler.submit([len(t) for t in job.tokens])
             self._requests[id] = request
             self._hand_out()
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
@@ -147,9 +147,9 @@ class Pool:
         if self._abandoned:
             return
         for assignment in self._scheduler.assign():
-            calls = [self._requests[text.request].gathering.call for text in assignment.texts]
-            tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
-            per_token = [call.per_token for call in calls]
+            jobs = [self._requests[text.request].gathering.job for text in assignment.texts]
+            tokens = [job.tokens[text.position] for job, text in zip(jobs, assignment.texts, strict=True)]
+            per_token = [job.per_token for job in jobs]
             self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
 
     def _run(self, worker: int, started: "Future[None]") -> None:
@@ -198,7 +198,7 @@ class Pool:
         reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
         for request, position in failed:
             if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(request.gathering.call.blame(EmbeddingFailed(position, reason)))
+                request.future.set_exception(request.gathering.job.blame(EmbeddingFailed(position, reason)))
 
 
 class _Task(NamedTuple):
@@ -208,11 +208,11 @@ class _Task(NamedTuple):
 
 
 class _Request:
-    def __init__(self, call: Call[Any], dim: int, progress: Progress | None):
-        self.gathering = Gathering(call, dim)
+    def __init__(self, job: Job[Any], dim: int, progress: Progress | None):
+        self.gathering = Gathering(job, dim)
         self.future: Future[Rows] = Future()
         self._progress = progress
-        self._telling = threading.Lock()  # one call at a time, and none after the last
+        self._telling = threading.Lock()  # one job at a time, and none after the last
         self._n_told = 0
 
     def tell(self) -> None:
@@ -221,7 +221,7 @@ class _Request:
             if self._progress and self._n_told < n_done:
                 self._n_told = n_done
                 try:
-                    self._progress(n_done, len(self.gathering.call.tokens))
+                    self._progress(n_done, len(self.gathering.job.tokens))
                 except BaseException:  # even SystemExit: it would end the thread, and nobody would be answered
                     logger.exception("a progress callback failed; it is not called again")
                     self._progress = None

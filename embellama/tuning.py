@@ -23,8 +23,8 @@ from embellama.errors import EmbeddingFailed, EmbellamaError
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
 from embellama.machine.devices import devices
-from embellama.machine.isolated import Apart
-from embellama.machine.measurements import Finding
+from embellama.machine.isolated import IsolatedProcess
+from embellama.machine.measurements import CachedMeasurement
 from embellama.model import EmbeddingModel
 
 logger = logging.getLogger("embellama.tuning")
@@ -57,7 +57,7 @@ def tuned_apart(config: Config, vocabulary: Weights) -> Config:
 
     def measured() -> list[Round]:
         own = EngineConfig(**{name: getattr(config, name) for name in EngineConfig.__struct_fields__})
-        with Apart(Weights, own) as process:
+        with IsolatedProcess(Weights, own) as process:
             return process.call(sweep, own)
 
     return _tuned(config, vocabulary, measured)
@@ -73,7 +73,7 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
     header = weights.header
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
     parts = [(device.name, device.description) for device in devices()]
-    finding = Finding(
+    finding = CachedMeasurement(
         "batch-tokens", sizes, header.architecture, tensors, parts, config.n_threads_busy, config.n_gpu_layers
     )
     known = finding.read() or ""

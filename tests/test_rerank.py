@@ -23,7 +23,7 @@ from embellama import (
     TextTooLong,
 )
 from embellama.gguf.weights import Weights
-from embellama.jobs import Calls, Ranking
+from embellama.jobs import Jobs, Ranking
 from tests.conftest import Reference, TinyModel
 from tests.forward import pooled, score
 from tests.forward.model import Model
@@ -61,9 +61,9 @@ def engine_of(path: Path | str, **settings: Any) -> EmbeddingEngine:
 
 
 @cache
-def calls_of(path: Path, **settings: Any) -> Calls:
+def jobs_of(path: Path, **settings: Any) -> Jobs:
     config = EngineConfig(model_path=str(path), **settings).checked()
-    return Calls(config, Weights(config, vocab_only=True))
+    return Jobs(config, Weights(config, vocab_only=True))
 
 
 def ids_of(path: Path, pieces: list[str]) -> list[int]:
@@ -81,7 +81,7 @@ def scores_of(ranking: Ranking) -> dict[int, float]:
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_are_written_in_the_models_format(name: str, reranker: TinyModel) -> None:
     before, document, after = PAIRS[name]
-    call = calls_of(reranker(name)).rerank(QUERY, [DOCUMENT])
+    call = jobs_of(reranker(name)).rerank(QUERY, [DOCUMENT])
     assert call.tokens[0].tolist() == ids_of(reranker(name), [*before, *document, *after])
 
 
@@ -118,10 +118,10 @@ def test_only_the_document_is_cut(name: str, truncate: Any, kept: slice, reranke
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pair_that_is_too_long_is_named(name: str, reranker: TinyModel) -> None:
     n = sum(map(len, PAIRS[name]))
-    calls = calls_of(reranker(name), n_ctx=n)
-    assert len(calls.rerank(QUERY, [DOCUMENT]).tokens[0]) == n
+    jobs = jobs_of(reranker(name), n_ctx=n)
+    assert len(jobs.rerank(QUERY, [DOCUMENT]).tokens[0]) == n
     with pytest.raises(TextTooLong) as caught:
-        calls.rerank(QUERY, [DOCUMENT, DOCUMENT + " a b"])
+        jobs.rerank(QUERY, [DOCUMENT, DOCUMENT + " a b"])
     assert str(caught.value) == f"text 1 has {n + 2} tokens; the limit is {n}"
 
 
@@ -131,7 +131,7 @@ def test_a_query_that_leaves_no_room_is_named(name: str, truncate: Any, reranker
     before, _, after = PAIRS[name]
     n = len(before) + len(after)
     with pytest.raises(InputError) as caught:
-        calls_of(reranker(name), n_ctx=n).rerank(QUERY, [DOCUMENT], truncate=truncate)
+        jobs_of(reranker(name), n_ctx=n).rerank(QUERY, [DOCUMENT], truncate=truncate)
     assert str(caught.value) == (
         f"the query and what the model wants around it take {n} tokens; of {n} none is left for a document"
     )
@@ -147,8 +147,8 @@ def test_a_cut_pair_is_the_whole_one_but_for_some_of_the_document(
 ) -> None:
     n_cut = data.draw(st.integers(0, len(document) - 1))
     texts = (" ".join(query), [" ".join(document)])
-    whole = calls_of(reranker(name)).rerank(*texts).tokens[0].tolist()
-    cut = calls_of(reranker(name), n_ctx=len(whole) - n_cut).rerank(*texts, truncate="start" if start else "end")
+    whole = jobs_of(reranker(name)).rerank(*texts).tokens[0].tolist()
+    cut = jobs_of(reranker(name), n_ctx=len(whole) - n_cut).rerank(*texts, truncate="start" if start else "end")
     assert cut.tokens[0].tolist() in [whole[:i] + whole[i + n_cut :] for i in range(len(whole) - n_cut)]
     n_after = len(PAIRS[name][2])
     if start or not n_cut:
@@ -162,8 +162,8 @@ def test_braces_in_a_query_or_document_are_text(reranker: TinyModel) -> None:
     for query, document in (("{document}", "{query}"), ("{query}", "{document}"), ("{query} {document}", "a")):
         before, after = TEMPLATE.split("{query}")
         written = before + query + after.split("{document}")[0] + document + after.split("{document}")[1]
-        [expected] = calls_of(path).tokenizer.bare([written])
-        assert calls_of(path).rerank(query, [document]).tokens[0].tolist() == expected.tolist()
+        [expected] = jobs_of(path).tokenizer.bare([written])
+        assert jobs_of(path).rerank(query, [document]).tokens[0].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("template", ["{query} a", "a {document}", "a", "{query} {document} {document}"])
@@ -216,7 +216,7 @@ def test_results_are_ordered_and_counted(name: str, reranker: TinyModel) -> None
 def test_the_best_scores_come_first_and_equal_ones_in_the_order_given(
     scores: list[float], top_n: int | None, reranker: TinyModel
 ) -> None:
-    call = calls_of(reranker("bert-reranker")).rerank("red", ["blue"] * len(scores), top_n=top_n)
+    call = jobs_of(reranker("bert-reranker")).rerank("red", ["blue"] * len(scores), top_n=top_n)
     ranking = call.finish(np.array(scores, np.float32).reshape(-1, 1))
     expected = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_n]  # stable
     assert [(ranked.index, ranked.relevance_score) for ranked in ranking.results] == [(i, scores[i]) for i in expected]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from embellama import EmbeddingEngine, EngineConfig, ModelError, ModelLoadError
 from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.gguf.weights import Weights
-from embellama.machine.isolated import Apart
-from embellama.machine.measurements import Finding
+from embellama.machine.isolated import IsolatedProcess
+from embellama.machine.measurements import CachedMeasurement
 from embellama.tuning import MARGIN, MIN_ROUNDS, N_ROUNDS, SIZES, candidates, choose, sweep, tuned, tuned_apart
 from tests.conftest import BIN, StartServer, TinyModel, run
 
@@ -151,7 +151,7 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    finding = Finding("test")
+    finding = CachedMeasurement("test")
     finding.write("word")
     assert finding.read() is None
     config = config_of(tiny_path)
@@ -159,9 +159,9 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
 
 
 def test_a_finding_is_kept_for_its_key_and_leaves_no_other_file(cache: Path) -> None:
-    Finding("test", "a", 1).write("word")
-    assert Finding("test", "a", 1).read() == "word"
-    assert Finding("test", "a", 2).read() is None
+    CachedMeasurement("test", "a", 1).write("word")
+    assert CachedMeasurement("test", "a", 1).read() == "word"
+    assert CachedMeasurement("test", "a", 2).read() is None
     assert [path.name.rpartition("-")[0] for path in cache.iterdir()] == ["test"]
 
 
@@ -192,8 +192,8 @@ def fails(*_: object) -> None:
 
 def test_errors_come_back_from_a_process_of_its_own(tiny_path: str, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="No such file"):
-        Apart(Weights, config_of(tmp_path / "missing.gguf"))
-    with Apart(str, "one") as process:
+        IsolatedProcess(Weights, config_of(tmp_path / "missing.gguf"))
+    with IsolatedProcess(str, "one") as process:
         assert process.call(len) == 3
         with pytest.raises(ModelError, match="ValueError: no"):
             process.call(fails)
@@ -202,9 +202,9 @@ def test_errors_come_back_from_a_process_of_its_own(tiny_path: str, tmp_path: Pa
 def test_a_process_of_its_own_goes_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
-        "from embellama.machine.isolated import Apart\n"
+        "from embellama.machine.isolated import IsolatedProcess\n"
         "if __name__ == '__main__':\n"
-        "    process = Apart(dict)\n"
+        "    process = IsolatedProcess(dict)\n"
         "    print(process._process.pid, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )

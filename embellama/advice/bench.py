@@ -30,7 +30,7 @@ from embellama.gguf.header import Header
 from embellama.gguf.weights import pooling_of
 from embellama.llama import c_api, last_error
 from embellama.machine.devices import devices
-from embellama.machine.isolated import Apart
+from embellama.machine.isolated import IsolatedProcess
 from embellama.pool import Pool
 from embellama.tuning import TEXT_TOKENS
 
@@ -53,7 +53,7 @@ N_ROUNDS = 5
 # Measured for less than this, a rate says more of where its last batch ended than of how fast they were.
 MIN_SLICE_S = 0.6
 
-# Texts of one call; the built-in ones are a whole number of calls.
+# Texts of one call; the built-in ones are a whole number of jobs.
 PART = 8
 
 # A share of the time is for the settings of the best format, and of each slice for one text alone.
@@ -113,12 +113,12 @@ class Candidate:
     def vectors(self) -> tuple[Rows, int]:
         """Return the vectors of `TEXTS`, ``(n_texts, dim) float32``, and how many tokens it computes together."""
         pool = self._pool(0, 0)
-        return pool.submit(pool.calls.encode(TEXTS)).result(), pool.config.max_batch_tokens
+        return pool.submit(pool.jobs.encode(TEXTS)).result(), pool.config.max_batch_tokens
 
     def speed(self, seconds: float, num_workers: int = 0, n_threads: int = 0) -> tuple[float, float]:
         """Measure for about so long; return texts/s of all workers together, and milliseconds of one text alone."""
         pool = self._pool(num_workers, n_threads)
-        one = pool.calls.encode(TEXTS[:1])
+        one = pool.jobs.encode(TEXTS[:1])
         alone: list[float] = []
         started = time.perf_counter()
         while not alone or time.perf_counter() - started < ALONE_SHARE * seconds:
@@ -126,14 +126,14 @@ class Candidate:
             pool.submit(one).result()
             alone.append(time.perf_counter() - before)
 
-        calls = itertools.cycle([pool.calls.encode(TEXTS[i : i + PART]) for i in range(0, len(TEXTS), PART)])
+        jobs = itertools.cycle([pool.jobs.encode(TEXTS[i : i + PART]) for i in range(0, len(TEXTS), PART)])
         # As many texts wait as fill two batches for each worker, so that none idles.
         n_waiting = 2 * pool.config.num_workers * pool.config.max_batch_tokens // (TEXT_TOKENS * PART)
-        waiting = [pool.submit(next(calls)) for _ in range(2 + n_waiting)]
+        waiting = [pool.submit(next(jobs)) for _ in range(2 + n_waiting)]
         waiting.pop(0).result()
         n_texts, spent, started = 0, 0.0, time.perf_counter()
         while not n_texts or spent < (1 - ALONE_SHARE) * seconds:
-            waiting.append(pool.submit(next(calls)))
+            waiting.append(pool.submit(next(jobs)))
             waiting.pop(0).result()
             n_texts += PART
             spent = time.perf_counter() - started
@@ -149,7 +149,7 @@ class Candidate:
         return self._pools[key]
 
 
-Processes = dict[str, Apart[Candidate]]  # by path
+Processes = dict[str, IsolatedProcess[Candidate]]  # by path
 
 
 def bench(paths: Sequence[str], seconds: float) -> Report:
@@ -230,7 +230,7 @@ def _made(header: Header, name: str, folder: Path) -> Row:
         reason = f"it needs {wanted / 1e6:.0f} MB of disk in {folder.parent}, where {free / 1e6:.0f} MB are free"
         return msgspec.structs.replace(row, failed=reason)
     try:
-        with Apart(_Quantizer) as process:
+        with IsolatedProcess(_Quantizer) as process:
             process.call(_Quantizer.quantize, header.path, row.path, ftype)
         return msgspec.structs.replace(row, n_bytes=Header(row.path).n_bytes)
     except (EmbellamaError, OSError) as error:
@@ -257,7 +257,7 @@ def _compared(rows: Sequence[Row], processes: Processes, stack: contextlib.ExitS
     for row in rows:
         if not row.failed:
             try:
-                processes[row.path] = process = stack.enter_context(Apart(Candidate, row.path))
+                processes[row.path] = process = stack.enter_context(IsolatedProcess(Candidate, row.path))
                 vectors[row.path], n_tokens = process.call(Candidate.vectors)
                 row = msgspec.structs.replace(row, max_batch_tokens=n_tokens)
             except (EmbellamaError, OSError) as error:
@@ -304,7 +304,7 @@ def _measured(rows: Sequence[Row], processes: Processes, end: float) -> list[Row
     ]
 
 
-def _settings(process: Apart[Candidate], end: float) -> list[Setting]:
+def _settings(process: IsolatedProcess[Candidate], end: float) -> list[Setting]:
     """Measure the best format with fewer workers that have more threads, and on half of the cores."""
     n = n_cores()
     choices: dict[tuple[int, int], list[tuple[float, float]]]

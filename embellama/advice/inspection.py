@@ -14,7 +14,7 @@ from embellama.errors import ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.weights import Weights, has_head, is_chat_model, pooling_of
 from embellama.info import ModelInfo
-from embellama.jobs import Calls
+from embellama.jobs import Jobs
 from embellama.llama import c_api
 from embellama.text.pairs import TEMPLATE
 
@@ -59,8 +59,8 @@ def inspect(config: EngineConfig) -> Inspection:
         refusal = error.reason
         config = msgspec.structs.replace(config, pooling="none")
     weights = Weights(config, vocab_only=True)
-    calls = Calls(config, weights)
-    tokenizer = calls.tokenizer
+    jobs = Jobs(config, weights)
+    tokenizer = jobs.tokenizer
 
     def pieces(ids: list[int]) -> list[str]:
         return [c_api.llama_vocab_get_text(weights.vocab, i).decode("utf-8", "replace") for i in ids]
@@ -69,7 +69,7 @@ def inspect(config: EngineConfig) -> Inspection:
     warnings = [f"it cannot be loaded as it is: {refusal}"] if refusal else []
     warnings += _warnings(header, config, weights, before, after)
     return Inspection(
-        info=ModelInfo.of(config, calls, weights),
+        info=ModelInfo.of(config, jobs, weights),
         tokenizer=header.values.get("tokenizer.ggml.model", ""),
         n_vocab=tokenizer.n_vocab,
         before=before,

@@ -13,7 +13,7 @@ import sys
 
 from embellama.gguf.header import Header
 from embellama.llama import c_api
-from embellama.machine.measurements import Finding
+from embellama.machine.measurements import CachedMeasurement
 
 logger = logging.getLogger("embellama.gguf.amx")
 
@@ -34,7 +34,7 @@ def usable(header: Header) -> bool:
     """Tell whether weights may be laid out for AMX; True also where that makes no difference."""
     if _on_trial or not HAS_AMX or not TYPES.intersection(header.tensors.values()):
         return True
-    verdict = Finding("amx")
+    verdict = CachedMeasurement("amx")
     known = verdict.read()
     if known is not None:
         return known == "usable"

@@ -1,6 +1,6 @@
 """A process of its own for what may end one, or must leave nothing behind.
 
-Apart(make, …) ══► a new process: thing = make(…)
+IsolatedProcess(make, …) ══► a new process: thing = make(…)
 call(function, …) ══► function(thing, …) ──► what it returns, or the error it raises
                  ◄══
 a process that ends, or is silent for too long ──► ModelError
@@ -26,7 +26,7 @@ Args = ParamSpec("Args")
 PATIENCE_S = 120.0
 
 
-class Apart(Generic[Thing]):
+class IsolatedProcess(Generic[Thing]):
     """A thing in a process of its own, for use by one thread; the process goes with the `with` block, or before."""
 
     def __init__(self, make: Callable[..., Thing], *args: Any):
@@ -69,7 +69,7 @@ class Apart(Generic[Thing]):
         self._process.join()
         self._end.close()
 
-    def __enter__(self) -> "Apart[Thing]":
+    def __enter__(self) -> "IsolatedProcess[Thing]":
         return self
 
     def __exit__(

@@ -1,6 +1,6 @@
 """What was found out about this machine, kept so that it is found out once.
 
-amx, tuning ──► Finding.read, Finding.write ──► ~/.cache/embellama/KIND-KEY, or $XDG_CACHE_HOME/embellama
+amx, tuning ──► CachedMeasurement.read, .write ──► ~/.cache/embellama/KIND-KEY, or $XDG_CACHE_HOME/embellama
 
 A finding holds for one build of llama.cpp on one kind of CPU, and for whatever else its key says.
 """
@@ -16,7 +16,7 @@ from embellama.llama import c_api
 logger = logging.getLogger("embellama.machine.measurements")
 
 
-class Finding:
+class CachedMeasurement:
     """One word on this machine, in a file of its own.
 
     Attributes:

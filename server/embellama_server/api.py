@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from embellama import errors
 from embellama.errors import EmbellamaError, InputError, InvalidOption
-from embellama.jobs import Calls
+from embellama.jobs import Jobs
 from embellama.outputs import Dtype, quantize
 from embellama.text.tokenizer import Truncate
-from embellama_server.work import Done, Problem
+from embellama_server.work import Problem, ReplyContext
 
 MAX_INPUTS = 2048  # OpenAI's limit
 
@@ -209,9 +209,9 @@ _QUERIES = {"query", "search_query", "retrieval.query"}
 _DOCUMENTS = {"document", "passage", "search_document", "retrieval.passage"}
 
 
-def prompt_of(calls: Calls, name: str | None) -> str | None:
+def prompt_of(jobs: Jobs, name: str | None) -> str | None:
     """Find the model's prompt for a dialect's word: its own of that name, or query's or document's."""
-    if not name or name in calls.prompts.names:
+    if not name or name in jobs.prompts.names:
         return name or None
     return "query" if name in _QUERIES else "document" if name in _DOCUMENTS else name
 
@@ -273,10 +273,10 @@ def little_endian(rows: NDArray[Any]) -> NDArray[Any]:
 ROWS_A_PIECE = 64
 
 
-def listed(vectors: NDArray[Any], encoding: Encoding, done: Done, wrap: Any = None) -> Iterator[bytes]:
+def listed(vectors: NDArray[Any], encoding: Encoding, context: ReplyContext, wrap: Any = None) -> Iterator[bytes]:
     """Write vectors as the inside of a JSON list, in pieces; `wrap` makes each one's item of its index and value."""
     for start in range(0, len(vectors), ROWS_A_PIECE):
-        rows = encoding.rows(vectors[start : start + ROWS_A_PIECE], done.config.int8_limit)
+        rows = encoding.rows(vectors[start : start + ROWS_A_PIECE], context.config.int8_limit)
         if wrap:
             rows = [wrap(start + i, row) for i, row in enumerate(rows)]
         yield (b"," if start else b"") + dumps(rows)[1:-1]

@@ -29,10 +29,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from embellama.batch import Rows
 from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
-from embellama.jobs import Call, Calls, Embeddings
+from embellama.jobs import Embeddings, Job, Jobs
 from embellama_server import api, dialects
 from embellama_server.config import ServerConfig
-from embellama_server.exchange import Trip
+from embellama_server.exchange import Exchange
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.web import openapi, pages
 from embellama_server.work import Endpoint, Reply, Stream, Work
@@ -59,7 +59,7 @@ FULL_S = 0.05
 # Pieces of a reply that are no longer than this together are one: each costs the event loop a turn.
 SMALL_BYTES = 16_384
 
-# What a call without texts has to finish: it only needed the tokenizer.
+# What a job without texts has to finish: it only needed the tokenizer.
 NO_ROWS: Rows = np.empty((0, 0), np.float32)
 
 
@@ -67,7 +67,7 @@ class Model(NamedTuple):
     """A model that is served."""
 
     config: ServerConfig
-    calls: Calls
+    jobs: Jobs
     info: ModelInfo
     dispatcher: Dispatcher
     created: int  # its file's time, in seconds since 1970
@@ -154,7 +154,7 @@ class _Tokenizing:
         self._n_characters = 0  # of those waiting
         self._s_a_character = 0.0  # lately
 
-    async def run(self, ask: Callable[[], Call[Any]], n_characters: int, deadline: float) -> Call[Any]:
+    async def run(self, ask: Callable[[], Job[Any]], n_characters: int, deadline: float) -> Job[Any]:
         """Do it in the thread.
 
         Raises:
@@ -170,16 +170,16 @@ class _Tokenizing:
         if wait > deadline - loop.time():
             raise Overloaded(f"{self._n_characters} characters are waiting to be tokenised, {wait:.1f} s of work", wait)
 
-        def timed() -> tuple[Call[Any], float]:
+        def timed() -> tuple[Job[Any], float]:
             start = time.perf_counter()
-            call = ask()
-            return call, time.perf_counter() - start
+            job = ask()
+            return job, time.perf_counter() - start
 
         self._n_waiting += 1
         self._n_characters += n_characters
         try:
             async with asyncio.timeout_at(deadline):
-                call, seconds = await loop.run_in_executor(self._thread, timed)
+                job, seconds = await loop.run_in_executor(self._thread, timed)
         except TimeoutError:
             raise DeadlineExceeded(self._timeout_ms) from None
         finally:
@@ -187,7 +187,7 @@ class _Tokenizing:
             self._n_characters -= n_characters
         pace = seconds / max(n_characters, 1)
         self._s_a_character = 0.9 * self._s_a_character + 0.1 * pace if self._s_a_character else pace
-        return call
+        return job
 
 
 class _Way:
@@ -198,22 +198,22 @@ class _Way:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with _Held(self._server) as held, Trip(self._server.metrics, self._endpoint.path, scope, send) as trip:
-            if reply := await self._reply(scope, receive, held, trip):
+        with _Held(self._server) as held, Exchange(self._server.metrics, self._endpoint.path, scope, send) as exchange:
+            if reply := await self._reply(scope, receive, held, exchange):
                 # Cancelled when uvicorn's patience at shutdown is over: the client does not read.
                 with contextlib.suppress(asyncio.CancelledError):
-                    await trip.send(reply, await _pieces(reply, held))
+                    await exchange.send(reply, await _pieces(reply, held))
 
-    async def _reply(self, scope: Scope, receive: Receive, held: "_Held", trip: Trip) -> Reply | None:
+    async def _reply(self, scope: Scope, receive: Receive, held: "_Held", exchange: Exchange) -> Reply | None:
         """Return the reply, or None when it was sent as a stream, or the client has hung up: nobody to answer."""
         deadline = asyncio.get_running_loop().time() + self._server.config.timeout_ms / 1000
         watch = None
         try:
             _check_encoding(scope)
             self._server.check_room()  # before work on what cannot be taken
-            work = self._endpoint.parse(await self._read(scope, receive, deadline, held), trip.accept)
+            work = self._endpoint.parse(await self._read(scope, receive, deadline, held), exchange.accept)
             watch = _cancel_when_gone(receive)
-            return await self._work(work, deadline, held, trip)
+            return await self._work(work, deadline, held, exchange)
         except ClientGone:
             return None
         except asyncio.CancelledError:
@@ -232,60 +232,62 @@ class _Way:
             if watch:
                 watch.cancel()
 
-    async def _work(self, work: Work, deadline: float, held: "_Held", trip: Trip) -> Reply | None:
+    async def _work(self, work: Work, deadline: float, held: "_Held", exchange: Exchange) -> Reply | None:
         model = self._server.model(work.model)
-        trip.model, trip.n_characters = model.info.name, work.n_characters
-        call = await self._call(model, work, deadline)
+        exchange.model, exchange.n_characters = model.info.name, work.n_characters
+        job = await self._call(model, work, deadline)
         work = work._replace(ask=_asked)  # while they wait for a worker, the texts' tokens are enough
-        trip.tokenized(call)
-        held.check(4 * trip.n_tokens + 4 * model.info.dim * len(call.tokens))
+        exchange.tokenized(job)
+        held.check(4 * exchange.n_tokens + 4 * model.info.dim * len(job.tokens))
         if work.stream:
-            await self._stream(model, call, work.stream, deadline, trip)
+            await self._stream(model, job, work.stream, deadline, exchange)
             return None
-        rows = await model.dispatcher.submit(call, deadline, trip.times) if call.tokens else NO_ROWS
-        trip.computed()
-        answer = call.finish(rows)
-        trip.n_truncated = int(np.count_nonzero(getattr(answer, "n_cut", ())))
-        return work.write(answer, trip.done(model))
+        rows = await model.dispatcher.submit(job, deadline, exchange.times) if job.tokens else NO_ROWS
+        exchange.computed()
+        answer = job.finish(rows)
+        exchange.n_truncated = int(np.count_nonzero(getattr(answer, "n_cut", ())))
+        return work.write(answer, exchange.done(model))
 
-    async def _stream(self, model: Model, call: Call[Embeddings], stream: Stream, deadline: float, trip: Trip) -> None:
-        """Compute a call in parts, a few at a time, and send each when it is there."""
+    async def _stream(
+        self, model: Model, job: Job[Embeddings], stream: Stream, deadline: float, exchange: Exchange
+    ) -> None:
+        """Compute a job in parts, a few at a time, and send each when it is there."""
         loop = asyncio.get_running_loop()
-        starts = deque(range(0, len(call.tokens), STREAMED_TEXTS))
+        starts = deque(range(0, len(job.tokens), STREAMED_TEXTS))
         running: deque[tuple[int, asyncio.Future[Rows]]] = deque()
         try:
             while starts or running:
                 try:
                     while starts and len(running) < STREAMED_PARTS:
-                        part = call.part(starts[0], starts[0] + STREAMED_TEXTS)
-                        running.append((starts[0], model.dispatcher.submit(part, deadline, trip.times)))
+                        part = job.part(starts[0], starts[0] + STREAMED_TEXTS)
+                        running.append((starts[0], model.dispatcher.submit(part, deadline, exchange.times)))
                         starts.popleft()
                 except Overloaded:
-                    if not trip.sending or (not running and loop.time() > deadline):
+                    if not exchange.sending or (not running and loop.time() > deadline):
                         raise
                     if not running:  # accepted is accepted: the room will not stay full
                         await asyncio.sleep(FULL_S)
                         continue
                 start, future = running.popleft()
-                answer = call.finish(await future)
-                trip.n_truncated = int(np.count_nonzero(answer.n_cut))
-                rows = stream.rows(answer, start, trip.done(model))
-                await trip.send_part(stream.content_type, rows)
-            trip.computed()
-            await trip.send_part(stream.content_type, stream.end(trip.done(model)), last=True)
+                answer = job.finish(await future)
+                exchange.n_truncated = int(np.count_nonzero(answer.n_cut))
+                rows = stream.rows(answer, start, exchange.done(model))
+                await exchange.send_part(stream.content_type, rows)
+            exchange.computed()
+            await exchange.send_part(stream.content_type, stream.end(exchange.done(model)), last=True)
         except Exception as error:
-            if not trip.sending:
+            if not exchange.sending:
                 raise
             problem, _ = api.problem(error)
-            trip.failed(problem.status)
+            exchange.failed(problem.status)
             line = api.dumps(self._endpoint.refuse(problem)) + b"\n"
-            await trip.send_part(stream.content_type, line, last=True)
+            await exchange.send_part(stream.content_type, line, last=True)
         finally:
             for _, future in running:
                 future.cancel()
 
-    async def _call(self, model: Model, work: Work, deadline: float) -> Call[Any]:
-        """Make the call of a request: on the event loop if it is short, else in the tokenising thread."""
+    async def _call(self, model: Model, work: Work, deadline: float) -> Job[Any]:
+        """Make the job of a request: on the event loop if it is short, else in the tokenising thread."""
         config = self._server.config
         if not work.computes and work.n_characters > config.max_request_tokens:
             raise api.TooManyTokens(
@@ -293,19 +295,19 @@ class _Way:
                 f"the limit is {config.max_request_tokens} where nothing is computed"
             )
         if work.n_characters <= INLINE_CHARACTERS:
-            call = work.ask(model.calls)
+            job = work.ask(model.jobs)
         else:
-            ask = functools.partial(work.ask, model.calls)
+            ask = functools.partial(work.ask, model.jobs)
             lane = self._server.tokenizing[work.n_characters > HUGE_CHARACTERS]
-            call = await lane.run(ask, work.n_characters, deadline)
-        n_tokens = sum(map(len, call.tokens))
+            job = await lane.run(ask, work.n_characters, deadline)
+        n_tokens = sum(map(len, job.tokens))
         if n_tokens > config.max_request_tokens:
             raise api.TooManyTokens(
-                f"the request has {n_tokens} tokens in {len(call.tokens)} texts; "
+                f"the request has {n_tokens} tokens in {len(job.tokens)} texts; "
                 f"the limit is {config.max_request_tokens} for one request",
                 "input",
             )
-        return call
+        return job
 
     def _refuse(self, error: Exception) -> Reply:
         problem, headers = api.problem(error)
@@ -358,7 +360,7 @@ async def _pieces(reply: Reply, held: "_Held") -> list[bytes]:
     return pieces
 
 
-def _asked(_: Calls) -> Call[Any]:
+def _asked(_: Jobs) -> Job[Any]:
     raise AssertionError("a request is asked once")
 
 

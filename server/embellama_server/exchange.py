@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope, Send
 
-from embellama.jobs import Call
+from embellama.jobs import Job
 from embellama_server.telemetry.metrics import Metrics
-from embellama_server.work import Done, Reply
+from embellama_server.work import Reply, ReplyContext
 from embellama_server.workers.dispatcher import Times
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 HEADERS = (b"x-tokenization-time", b"x-queue-time", b"x-inference-time", b"x-total-time")
 
 
-class Trip:
+class Exchange:
     """What is known of one request; used on the event loop.
 
     Attributes:
@@ -67,10 +67,10 @@ class Trip:
         self.times = Times()
         self.sending = False
 
-    def tokenized(self, call: Call[Any]) -> None:
+    def tokenized(self, job: Job[Any]) -> None:
         """Its texts are tokens now."""
         self._tokenized_at = time.monotonic()
-        self.n_texts, self.n_tokens = len(call.tokens), sum(map(len, call.tokens))
+        self.n_texts, self.n_tokens = len(job.tokens), sum(map(len, job.tokens))
 
     def computed(self) -> None:
         """Its rows are here."""
@@ -80,9 +80,9 @@ class Trip:
         """Count it by this status, though an answer has begun with another."""
         self._status = status
 
-    def done(self, model: "Model") -> Done:
+    def done(self, model: "Model") -> ReplyContext:
         """Say what the writer of the answer may want to know."""
-        return Done(model.info, model.config, self.n_tokens, time.monotonic() - self._came_at)
+        return ReplyContext(model.info, model.config, self.n_tokens, time.monotonic() - self._came_at)
 
     async def send(self, reply: Reply, pieces: list[bytes]) -> None:
         """Send a whole answer."""
@@ -125,7 +125,7 @@ class Trip:
             now - self._came_at,
         )
 
-    def __enter__(self) -> "Trip":
+    def __enter__(self) -> "Exchange":
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:

@@ -27,7 +27,7 @@ import uvloop
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
-from embellama.jobs import Calls
+from embellama.jobs import Jobs
 from embellama.tuning import tuned_apart
 from embellama_server.app import Model, Server
 from embellama_server.config import ServerConfig
@@ -133,12 +133,12 @@ def _model(config: ServerConfig, metrics: Metrics) -> Model:
         raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
     config = msgspec.structs.replace(config, pooling=weights.pooling)
     config = tuned_apart(config, weights)
-    calls = Calls(config, weights)
-    info = ModelInfo.of(config, calls, weights)
-    canary = calls.tokenizer.encode([CANARY], truncate="end").tokens[0]
+    jobs = Jobs(config, weights)
+    info = ModelInfo.of(config, jobs, weights)
+    canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
-    return Model(config, calls, info, dispatcher, int(os.stat(config.model_path).st_mtime))
+    return Model(config, jobs, info, dispatcher, int(os.stat(config.model_path).st_mtime))
 
 
 def _described(model: Model) -> str:

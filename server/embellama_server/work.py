@@ -11,12 +11,12 @@ import msgspec
 
 from embellama.config import EngineConfig
 from embellama.info import ModelInfo
-from embellama.jobs import Call, Calls, Embeddings
+from embellama.jobs import Embeddings, Job, Jobs
 
 JSON = "application/json"
 
 
-class Done(NamedTuple):
+class ReplyContext(NamedTuple):
     """What is known of a request when its answer is written.
 
     model: The model that answered.
@@ -45,9 +45,9 @@ class Work(NamedTuple):
 
     model: The model asked for; None where the dialect has no say, which is the first one.
     n_characters: Of all its texts, or so many token ids: what tokenising it will take.
-    ask: Makes the call, or raises what is wrong with it; may run in another thread.
-    write: Makes the reply of what the call's `finish` returned.
-    stream: Writes an `Embeddings` call a few rows at a time, so that the reply can begin before the call is done; None
+    ask: Makes the job, or raises what is wrong with it; may run in another thread.
+    write: Makes the reply of what the job's `finish` returned.
+    stream: Writes an `Embeddings` job a few rows at a time, so that the reply can begin before the job is done; None
         for a reply in one.
     computes: Whether the pool computes anything. What is only tokenised may have as many characters, or token ids, as a
         request may have tokens: there is no queue for it that would bound it otherwise.
@@ -55,8 +55,8 @@ class Work(NamedTuple):
 
     model: str | None
     n_characters: int
-    ask: Callable[[Calls], Call[Any]]
-    write: Callable[[Any, Done], Reply]
+    ask: Callable[[Jobs], Job[Any]]
+    write: Callable[[Any, ReplyContext], Reply]
     stream: "Stream | None" = None
     computes: bool = True
 
@@ -69,8 +69,8 @@ class Stream(NamedTuple):
     """
 
     content_type: str
-    rows: Callable[[Embeddings, int, Done], bytes]
-    end: Callable[[Done], bytes]
+    rows: Callable[[Embeddings, int, ReplyContext], bytes]
+    end: Callable[[ReplyContext], bytes]
 
 
 class Problem(msgspec.Struct, frozen=True):

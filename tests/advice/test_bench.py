@@ -25,7 +25,7 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
 from embellama.advice.report import Report, Row, Setting, table
 from embellama.errors import ModelLoadError
 from embellama.gguf.header import Header
-from embellama.machine.isolated import Apart
+from embellama.machine.isolated import IsolatedProcess
 from tests.conftest import BIN, TinyModel, run
 
 
@@ -130,7 +130,7 @@ def test_several_files_are_measured_as_they_are(tiny: TinyModel, tiny_path: str,
 
 def test_a_process_that_dies_is_a_row_that_says_so(tiny_path: str, tiny: TinyModel) -> None:
     paths = [tiny_path, str(tiny("bert-cls"))]
-    processes = {path: Apart(Candidate, path) for path in paths}
+    processes = {path: IsolatedProcess(Candidate, path) for path in paths}
     try:
         processes[paths[0]]._process.kill()
         rows = _measured([row("a", path=paths[0]), row("b", path=paths[1])], processes, 0)

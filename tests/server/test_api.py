@@ -9,7 +9,7 @@ import orjson
 import pytest
 from embellama_server import api
 from embellama_server.dialects import ENDPOINTS, openai
-from embellama_server.work import Done
+from embellama_server.work import ReplyContext
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -96,7 +96,7 @@ def test_what_is_written_reads_back_to_the_bit(
     assume(rows.any(axis=1).all())
     work = openai.embeddings(orjson.dumps({"model": 'mini"lm', "input": "a", "encoding_format": encoding}), "")
     counts = np.zeros(len(rows), np.int32)
-    reply = work.write(Embeddings(rows, counts, counts), Done(MODEL, CONFIG, n_tokens, 0.1))
+    reply = work.write(Embeddings(rows, counts, counts), ReplyContext(MODEL, CONFIG, n_tokens, 0.1))
     answer = orjson.loads(b"".join(reply.pieces))
     assert answer["object"] == "list"
     assert answer["model"] == 'mini"lm'

@@ -22,7 +22,7 @@ from embellama import (
     TextTooLong,
 )
 from embellama.gguf.weights import Weights
-from embellama.jobs import Calls
+from embellama.jobs import Jobs
 from embellama.text.tokenizer import Tokenizer, Truncate
 from tests.conftest import TinyModel
 from tests.forward import pooled
@@ -177,12 +177,12 @@ def test_windows_cover_each_token_and_overlap_as_asked(
     overlap = data.draw(st.integers(0, room - 1))
     weights = Weights(EngineConfig(model_path=str(tiny(name))), vocab_only=True)
     n_special = tokenizer_of(tiny(name)).n_special
-    calls = Calls(EngineConfig(model_path=str(tiny(name)), n_ctx=n_special + room).checked(), weights)
+    jobs = Jobs(EngineConfig(model_path=str(tiny(name)), n_ctx=n_special + room).checked(), weights)
     texts = [" ".join(f"{word}" for _, word in zip(range(n), TEXT.split() * 12, strict=False)) for n in n_words]
-    call = calls.encode(texts, window_overlap=overlap)
+    call = jobs.encode(texts, window_overlap=overlap)
     assert call.owners is not None
-    first, last = calls.tokenizer.first, calls.tokenizer.last
-    for index, bare in enumerate(calls.tokenizer.bare(texts)):
+    first, last = jobs.tokenizer.first, jobs.tokenizer.last
+    for index, bare in enumerate(jobs.tokenizer.bare(texts)):
         windows = [ids for ids, owner in zip(call.tokens, call.owners, strict=True) if owner == index]
         read: list[int] = []
         for number, window in enumerate(windows):

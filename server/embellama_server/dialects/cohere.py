@@ -7,12 +7,12 @@ from typing import Literal, NotRequired, TypedDict
 import msgspec
 
 from embellama.errors import InvalidOption
-from embellama.jobs import Call, Calls, Embeddings, Ranking
+from embellama.jobs import Embeddings, Job, Jobs, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Encoding, Parser
 from embellama_server.dialects import openai
 from embellama_server.dialects.rerank import Document, Text, ranking_work, texts_of
-from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
+from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
 
 
 class Content(msgspec.Struct):
@@ -112,21 +112,21 @@ def embed(body: bytes, _: str) -> Work:
     truncate = api.truncation("end" if request.truncate is None else request.truncate)
     how = truncate if request.max_tokens is None or truncate == "none" else request.max_tokens
 
-    def ask(calls: Calls) -> Call[Embeddings]:
-        openai.check(calls, encoding)
-        prompt = api.prompt_of(calls, _known(calls, request.input_type))
-        return calls.encode(texts, prompt=prompt, truncate=how, dimensions=request.output_dimension)
+    def ask(jobs: Jobs) -> Job[Embeddings]:
+        openai.check(jobs, encoding)
+        prompt = api.prompt_of(jobs, _known(jobs, request.input_type))
+        return jobs.encode(texts, prompt=prompt, truncate=how, dimensions=request.output_dimension)
 
-    def write(answer: Embeddings, done: Done) -> Reply:
-        return Reply(_written(answer, done))
+    def write(answer: Embeddings, context: ReplyContext) -> Reply:
+        return Reply(_written(answer, context))
 
-    def _written(answer: Embeddings, done: Done) -> Iterator[bytes]:
+    def _written(answer: Embeddings, context: ReplyContext) -> Iterator[bytes]:
         yield b'{"id":"%s","embeddings":{' % str(uuid.uuid4()).encode()
         for i, (name, dtype) in enumerate(encoding.dtypes.items()):
             yield (b"," if i else b"") + api.dumps(name) + b":["
-            yield from api.listed(answer.vectors, Encoding({name: dtype}, as_base64), done)
+            yield from api.listed(answer.vectors, Encoding({name: dtype}, as_base64), context)
             yield b"]"
-        rest = {"texts": texts, "response_type": "embeddings_by_type", "meta": _meta(input_tokens=done.n_tokens)}
+        rest = {"texts": texts, "response_type": "embeddings_by_type", "meta": _meta(input_tokens=context.n_tokens)}
         yield b"}," + api.dumps(rest)[1:]
 
     return Work(request.model, sum(map(len, texts)), ask, write)
@@ -137,7 +137,7 @@ def rerank(body: bytes, _: str) -> Work:
     request = _parse_rerank(body)
     documents = texts_of(request.documents)
 
-    def write(ranking: Ranking, _: Done) -> Reply:
+    def write(ranking: Ranking, _: ReplyContext) -> Reply:
         results: list[Result] = [
             {"index": each.index, "relevance_score": each.relevance_score} for each in ranking.results
         ]
@@ -166,9 +166,9 @@ def _texts(request: EmbedRequest) -> list[str]:
     return texts_of(request.texts or [], "texts")
 
 
-def _known(calls: Calls, name: str | None) -> str | None:
+def _known(jobs: Jobs, name: str | None) -> str | None:
     """Leave out an input type that means nothing to this model: with Cohere's client, everybody must give one."""
-    return None if name in ("classification", "clustering") and name not in calls.prompts.names else name
+    return None if name in ("classification", "clustering") and name not in jobs.prompts.names else name
 
 
 def _meta(**units: int) -> Meta:

@@ -5,11 +5,11 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from embellama.jobs import Call, Calls, Embeddings
+from embellama.jobs import Embeddings, Job, Jobs
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
+from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
 
 FLOATS = Encoding.of(None)
 
@@ -60,12 +60,12 @@ def embed(body: bytes, _: str) -> Work:
     request = _parse_embed(body)
     texts = texts_of([request.input] if isinstance(request.input, str) else request.input, "input")
 
-    def write(answer: Embeddings, done: Done) -> Reply:
+    def write(answer: Embeddings, context: ReplyContext) -> Reply:
         def pieces() -> Iterator[bytes]:
             yield b'{"model":%s,"embeddings":[' % api.dumps(request.model)
-            yield from api.listed(answer.vectors, FLOATS, done)
-            nanoseconds = int(done.seconds * 1e9)
-            rest = {"total_duration": nanoseconds, "load_duration": 0, "prompt_eval_count": done.n_tokens}
+            yield from api.listed(answer.vectors, FLOATS, context)
+            nanoseconds = int(context.seconds * 1e9)
+            rest = {"total_duration": nanoseconds, "load_duration": 0, "prompt_eval_count": context.n_tokens}
             yield b"]," + api.dumps(rest)[1:]
 
         return Reply(pieces())
@@ -77,7 +77,7 @@ def embeddings(body: bytes, _: str) -> Work:
     """Read ``POST /api/embeddings``."""
     request = _parse_embeddings(body)
 
-    def write(answer: Embeddings, _: Done) -> Reply:
+    def write(answer: Embeddings, _: ReplyContext) -> Reply:
         return Reply(iter([api.dumps({"embedding": answer.vectors[0]})]))
 
     return _work(request.model, texts_of([request.prompt], "prompt"), True, None, write)
@@ -89,8 +89,8 @@ def refuse(problem: Problem) -> Refusal:
 
 
 def _work(model: str, texts: list[str], truncate: bool, dimensions: int | None, write: Any) -> Work:
-    def ask(calls: Calls) -> Call[Embeddings]:
-        return calls.encode(texts, truncate=api.truncation(truncate), dimensions=dimensions)
+    def ask(jobs: Jobs) -> Job[Embeddings]:
+        return jobs.encode(texts, truncate=api.truncation(truncate), dimensions=dimensions)
 
     # Ollama's client may write the tag that every name has without one.
     return Work(model.removesuffix(":latest"), sum(map(len, texts)), ask, write)

@@ -9,12 +9,12 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from embellama.errors import EmptyInput, InvalidOption
-from embellama.jobs import Call, Calls, Chunks, Embeddings
+from embellama.jobs import Chunks, Embeddings, Job, Jobs
 from embellama.outputs import check_dtype, quantize
 from embellama.text.tokenizer import Truncate
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
-from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Stream, Work
+from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Stream, Work
 
 BINARY = "application/octet-stream"
 LINES = "application/x-ndjson"
@@ -98,23 +98,23 @@ def embeddings(body: bytes, accept: str) -> Work:
     truncate = api.truncation(request.truncation if request.truncate is None else request.truncate)
     name = request.prompt_name or request.input_type or request.task
 
-    def ask(calls: Calls) -> Call[Any]:
-        check(calls, encoding, request.normalized)
-        prompt = api.prompt_of(calls, name)
+    def ask(jobs: Jobs) -> Job[Any]:
+        check(jobs, encoding, request.normalized)
+        prompt = api.prompt_of(jobs, name)
         if request.late_chunking:
-            return _late_chunks(calls, texts, prompt, truncate, dimensions)
+            return _late_chunks(jobs, texts, prompt, truncate, dimensions)
         if isinstance(texts[0], str):
-            return calls.encode(texts, prompt=prompt, truncate=truncate, dimensions=dimensions)
+            return jobs.encode(texts, prompt=prompt, truncate=truncate, dimensions=dimensions)
         for option, value in (("truncate", truncate != "none"), ("prompt_name", prompt)):
             if value:
                 raise InvalidOption(option, "does not go with token ids, which are used as they are")
-        return calls.encode_ids(texts, dimensions=dimensions)
+        return jobs.encode_ids(texts, dimensions=dimensions)
 
-    def write(answer: Embeddings | Chunks, done: Done) -> Reply:
+    def write(answer: Embeddings | Chunks, context: ReplyContext) -> Reply:
         if BINARY in accept:
-            return _binary(answer, encoding, done)
+            return _binary(answer, encoding, context)
         n_cut = answer.n_cut.tolist() if request.return_truncated and isinstance(answer, Embeddings) else None
-        return Reply(_json(answer, encoding, request.model, done, n_cut))
+        return Reply(_json(answer, encoding, request.model, context, n_cut))
 
     if LINES not in accept:
         return Work(request.model, sum(map(len, texts)), ask, write)
@@ -123,9 +123,9 @@ def embeddings(body: bytes, accept: str) -> Work:
     return Work(request.model, sum(map(len, texts)), ask, write, _lines(request, encoding))
 
 
-def check(calls: Calls, encoding: Encoding, normalized: bool | None = None, param: str = "normalized") -> None:
+def check(jobs: Jobs, encoding: Encoding, normalized: bool | None = None, param: str = "normalized") -> None:
     """Refuse what the model's vectors cannot be written as; raises `InvalidOption`."""
-    config = calls.config
+    config = jobs.config
     for dtype in encoding.dtypes.values():
         check_dtype(dtype, config.normalization, config.int8_limit)
     if normalized is not None and normalized != (config.normalization != "none"):
@@ -151,8 +151,8 @@ def usage(n_tokens: int) -> Usage:
 
 
 def _late_chunks(
-    calls: Calls, texts: list[Any], prompt: str | None, truncate: Truncate, dimensions: int | None
-) -> Call[Chunks]:
+    jobs: Jobs, texts: list[Any], prompt: str | None, truncate: Truncate, dimensions: int | None
+) -> Job[Chunks]:
     """Read the texts as one, and ask for the vector of each of them in it (Jina's late chunking)."""
     if not isinstance(texts[0], str):
         raise InvalidOption("late_chunking", "takes texts, not token ids")
@@ -169,28 +169,30 @@ def _late_chunks(
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
-    return calls.chunks(whole, character_spans=spans, dimensions=dimensions)
+    return jobs.chunks(whole, character_spans=spans, dimensions=dimensions)
 
 
 def _item(index: int, row: Any) -> Item:
     return {"object": "embedding", "index": index, "embedding": row}
 
 
-def _json(answer: Embeddings | Chunks, encoding: Encoding, model: str, done: Done, n_cut: Any) -> Iterator[bytes]:
+def _json(
+    answer: Embeddings | Chunks, encoding: Encoding, model: str, context: ReplyContext, n_cut: Any
+) -> Iterator[bytes]:
     yield b'{"object":"list","data":['
-    yield from api.listed(answer.vectors, encoding, done, _item)
-    rest = {"model": model, "usage": usage(done.n_tokens)}
+    yield from api.listed(answer.vectors, encoding, context, _item)
+    rest = {"model": model, "usage": usage(context.n_tokens)}
     if n_cut is not None:
         rest["truncated"] = n_cut
     yield b"]," + api.dumps(rest)[1:]
 
 
-def _binary(answer: Embeddings | Chunks, encoding: Encoding, done: Done) -> Reply:
+def _binary(answer: Embeddings | Chunks, encoding: Encoding, context: ReplyContext) -> Reply:
     """Write rows as they are in memory; shape and dtype are in the headers."""
     if encoding.several:
         raise InvalidOption("output_dtype", f"names several; an answer of {BINARY} has one")
     [dtype] = encoding.dtypes.values()
-    rows = api.little_endian(quantize(answer.vectors, dtype, done.config.int8_limit))
+    rows = api.little_endian(quantize(answer.vectors, dtype, context.config.int8_limit))
     shape = ",".join(map(str, rows.shape))
     headers = {"x-embedding-shape": shape, "x-embedding-dtype": rows.dtype.name, "x-embedding-format": dtype}
     step = api.ROWS_A_PIECE
@@ -199,12 +201,12 @@ def _binary(answer: Embeddings | Chunks, encoding: Encoding, done: Done) -> Repl
 
 
 def _lines(request: EmbeddingsRequest, encoding: Encoding) -> Stream:
-    def rows(answer: Embeddings, first: int, done: Done) -> bytes:
-        values = encoding.rows(answer.vectors, done.config.int8_limit)
+    def rows(answer: Embeddings, first: int, context: ReplyContext) -> bytes:
+        values = encoding.rows(answer.vectors, context.config.int8_limit)
         return b"".join(api.dumps(_item(first + i, value)) + b"\n" for i, value in enumerate(values))
 
-    def end(done: Done) -> bytes:
-        return api.dumps({"object": "list", "model": request.model, "usage": usage(done.n_tokens)}) + b"\n"
+    def end(context: ReplyContext) -> bytes:
+        return api.dumps({"object": "list", "model": request.model, "usage": usage(context.n_tokens)}) + b"\n"
 
     return Stream(LINES, rows, end)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.jobs import Call, Calls, Ranking
+from embellama.jobs import Job, Jobs, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Parser
 from embellama_server.dialects import openai
-from embellama_server.work import JSON, Done, Endpoint, Reply, Work
+from embellama_server.work import JSON, Endpoint, Reply, ReplyContext, Work
 
 
 class Document(msgspec.Struct):
@@ -70,7 +70,7 @@ def rerank(body: bytes, _: str) -> Work:
     top_n = request.top_n if request.top_n is not None else request.top_k
     truncate = request.truncation if request.truncate is None else request.truncate
 
-    def write(ranking: Ranking, done: Done) -> Reply:
+    def write(ranking: Ranking, context: ReplyContext) -> Reply:
         results: list[Result] = []
         for each in ranking.results:
             result: Result = {"index": each.index, "relevance_score": each.relevance_score}
@@ -81,8 +81,8 @@ def rerank(body: bytes, _: str) -> Work:
             results.append(result)
         answer: RerankAnswer = {
             "object": "list",
-            "model": request.model or done.model.name,
-            "usage": {"prompt_tokens": done.n_tokens, "total_tokens": done.n_tokens},
+            "model": request.model or context.model.name,
+            "usage": {"prompt_tokens": context.n_tokens, "total_tokens": context.n_tokens},
             "method": ranking.method,
             "results": results,
             "data": results,  # Voyage's word
@@ -98,8 +98,8 @@ def ranking_work(
     """Make the work that every dialect's reranking is."""
     how = api.truncation(truncate)
 
-    def ask(calls: Calls) -> Call[Ranking]:
-        return calls.rerank(query, documents, top_n=top_n, truncate=how)
+    def ask(jobs: Jobs) -> Job[Ranking]:
+        return jobs.rerank(query, documents, top_n=top_n, truncate=how)
 
     return Work(model, len(query) + sum(map(len, documents)), ask, write)
 

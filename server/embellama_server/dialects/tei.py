@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embellama.jobs import Call, Calls, Embeddings, Ranking
+from embellama.jobs import Embeddings, Job, Jobs, Ranking
 from embellama.similarity import cosine
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects import openai
 from embellama_server.dialects.rerank import ranking_work, texts_of
-from embellama_server.work import JSON, Done, Endpoint, Problem, Reply, Work
+from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
 
 # Their names for what went wrong, by this server's statuses.
 _KINDS = {400: "Validation", 404: "Validation", 413: "Validation", 500: "Backend", 503: "Overloaded", 504: "Overloaded"}
@@ -97,15 +97,15 @@ def embed(body: bytes, _: str) -> Work:
     texts: Any = api.items(request.inputs, "inputs")
     truncate = _truncate(request)
 
-    def ask(calls: Calls) -> Call[Embeddings]:
-        openai.check(calls, FLOATS, request.normalize, "normalize")
+    def ask(jobs: Jobs) -> Job[Embeddings]:
+        openai.check(jobs, FLOATS, request.normalize, "normalize")
         if isinstance(texts[0], str):
-            prompt = api.prompt_of(calls, request.prompt_name)
-            return calls.encode(texts, prompt=prompt, truncate=truncate, dimensions=request.dimensions)
-        return calls.encode_ids(texts, dimensions=request.dimensions)
+            prompt = api.prompt_of(jobs, request.prompt_name)
+            return jobs.encode(texts, prompt=prompt, truncate=truncate, dimensions=request.dimensions)
+        return jobs.encode_ids(texts, dimensions=request.dimensions)
 
-    def write(answer: Embeddings, done: Done) -> Reply:
-        return Reply(_list(api.listed(answer.vectors, FLOATS, done)))
+    def write(answer: Embeddings, context: ReplyContext) -> Reply:
+        return Reply(_list(api.listed(answer.vectors, FLOATS, context)))
 
     return Work(None, sum(map(len, texts)), ask, write)
 
@@ -116,15 +116,15 @@ def embed_all(body: bytes, _: str) -> Work:
     texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
     truncate = _truncate(request)
 
-    def ask(calls: Calls) -> Call[list[NDArray[Any]]]:
-        prompt = api.prompt_of(calls, request.prompt_name)
-        return calls.tokens(texts, prompt=prompt, truncate=truncate)
+    def ask(jobs: Jobs) -> Job[list[NDArray[Any]]]:
+        prompt = api.prompt_of(jobs, request.prompt_name)
+        return jobs.tokens(texts, prompt=prompt, truncate=truncate)
 
-    def write(answer: list[NDArray[Any]], done: Done) -> Reply:
+    def write(answer: list[NDArray[Any]], context: ReplyContext) -> Reply:
         def pieces() -> Iterator[bytes]:
             for i, rows in enumerate(answer):
                 yield b",[" if i else b"["
-                yield from api.listed(rows, FLOATS, done)
+                yield from api.listed(rows, FLOATS, context)
                 yield b"]"
 
         return Reply(_list(pieces()))
@@ -137,7 +137,7 @@ def rerank(body: bytes, _: str) -> Work:
     request = _parse_rerank(body)
     texts = texts_of(request.texts, "texts")
 
-    def write(ranking: Ranking, _: Done) -> Reply:
+    def write(ranking: Ranking, _: ReplyContext) -> Reply:
         results: list[Result] = []
         for each in ranking.results:
             score = each.relevance_score
@@ -157,11 +157,11 @@ def similarity(body: bytes, _: str) -> Work:
     compared = _parse_similarity(body).inputs
     texts = [*texts_of(compared.sentences, "inputs.sentences"), compared.source_sentence]
 
-    def write(answer: Embeddings, _: Done) -> Reply:
+    def write(answer: Embeddings, _: ReplyContext) -> Reply:
         vectors = answer.vectors
         return Reply(iter([api.dumps(cosine(vectors[-1], vectors[:-1]))]))
 
-    return Work(None, sum(map(len, texts)), lambda calls: calls.encode(texts), write)
+    return Work(None, sum(map(len, texts)), lambda jobs: jobs.encode(texts), write)
 
 
 def refuse(problem: Problem) -> Refusal:

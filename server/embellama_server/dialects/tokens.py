@@ -1,6 +1,6 @@
 """Texts to token ids and back: ``/tokenize`` and ``/decode`` as text-embeddings-inference has them, ``/detokenize``.
 
-Nothing is computed, so these calls have no texts for the pool.
+Nothing is computed, so these jobs have no texts for the pool.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,12 +8,12 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from embellama.jobs import Call, Calls
+from embellama.jobs import Job, Jobs
 from embellama_server import api
 from embellama_server.api import Parser
 from embellama_server.dialects import tei
 from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import JSON, Done, Endpoint, Reply, Work
+from embellama_server.work import JSON, Endpoint, Reply, ReplyContext, Work
 
 # 2,000 tokens take orjson about 1 ms, in which no other thread runs.
 TOKENS_A_PIECE = 2000
@@ -71,13 +71,13 @@ def tokenize(body: bytes, _: str) -> Work:
     request = _parse_tokenize(body)
     texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
 
-    def answer(calls: Calls) -> Iterator[bytes]:
+    def answer(jobs: Jobs) -> Iterator[bytes]:
         prompted = texts
-        if name := api.prompt_of(calls, request.prompt_name):
-            prompted = calls.prompts.apply(name, texts)
+        if name := api.prompt_of(jobs, request.prompt_name):
+            prompted = jobs.prompts.apply(name, texts)
         for i, text in enumerate(prompted):
             yield b",[" if i else b"[["
-            found = calls.tokenizer.pieces(text, special=request.add_special_tokens)
+            found = jobs.tokenizer.pieces(text, special=request.add_special_tokens)
             for start in range(0, len(found), TOKENS_A_PIECE):
                 items = api.dumps([piece._asdict() for piece in found[start : start + TOKENS_A_PIECE]])
                 yield (b"," if start else b"") + items[1:-1]
@@ -92,8 +92,8 @@ def decode(body: bytes, _: str) -> Work:
     request = _parse_decode(body)
     texts: Any = api.items(request.ids, "ids")
 
-    def answer(calls: Calls) -> Iterator[bytes]:
-        yield api.dumps([calls.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts])
+    def answer(jobs: Jobs) -> Iterator[bytes]:
+        yield api.dumps([jobs.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts])
 
     return _work(request.model, sum(map(len, texts)), answer)
 
@@ -102,18 +102,18 @@ def detokenize(body: bytes, _: str) -> Work:
     """Read ``POST /detokenize``, which llama-server has too."""
     request = _parse_detokenize(body)
 
-    def answer(calls: Calls) -> Iterator[bytes]:
-        yield api.dumps({"content": calls.tokenizer.decode(request.tokens)})
+    def answer(jobs: Jobs) -> Iterator[bytes]:
+        yield api.dumps({"content": jobs.tokenizer.decode(request.tokens)})
 
     return _work(request.model, len(request.tokens), answer)
 
 
-def _work(model: str | None, size: int, answer: Callable[[Calls], Iterator[bytes]]) -> Work:
-    def ask(calls: Calls) -> Call[Any]:
-        pieces = list(answer(calls))  # here, for it may take a while
-        return Call([], lambda _: pieces)
+def _work(model: str | None, size: int, answer: Callable[[Jobs], Iterator[bytes]]) -> Work:
+    def ask(jobs: Jobs) -> Job[Any]:
+        pieces = list(answer(jobs))  # here, for it may take a while
+        return Job([], lambda _: pieces)
 
-    def write(pieces: list[bytes], _: Done) -> Reply:
+    def write(pieces: list[bytes], _: ReplyContext) -> Reply:
         return Reply(iter(pieces))
 
     return Work(model, size, ask, write, computes=False)

@@ -1,6 +1,6 @@
 """What Prometheus is told.
 
-Trip ──► requests, texts, tokens, seconds              Dispatcher ──► batches
+Exchange ──► requests, texts, tokens, seconds              Dispatcher ──► batches
 pools ──► waiting, workers, their time and memory, read when somebody asks (`Metrics.page`)
 
 Label sets are bounded: paths and models are those that exist, statuses those of `api.STATUSES`, and a worker is known
@@ -76,7 +76,7 @@ class Metrics:
         self._batch_texts = histogram("batch_texts", "Texts computed together.", TEXTS, "model")
         self._batch_tokens = histogram("batch_tokens", "Tokens computed together.", TOKENS, "model")
 
-        # Finding a label's counter takes longer than counting.
+        # CachedMeasurement a label's counter takes longer than counting.
         self._of_model = functools.cache(self._find)
         self._of_batches = functools.cache(
             lambda model: (self._batch_texts.labels(model), self._batch_tokens.labels(model))

@@ -10,7 +10,7 @@
   future ◄── on_rows ◄════════════════════════════════|══════┘
              on_lost: what it held goes to another    |
 
-submit      a call in, a future of its rows out; refuses what cannot wait, or could not be done in time.
+submit      a job in, a future of its rows out; refuses what cannot wait, or could not be done in time.
 _pump       after every event: hands out what the scheduler says.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
 on_lost     a worker is gone: what it held runs again, and a text that killed is remembered.
@@ -29,7 +29,7 @@ import numpy as np
 
 from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
-from embellama.jobs import Call, Gathering
+from embellama.jobs import Gathering, Job
 from embellama.scheduler import Failure, Limits, Scheduler
 from embellama_server.config import ServerConfig
 from embellama_server.workers.process import Launch
@@ -63,8 +63,8 @@ class Times:
 
 
 class _Request:
-    def __init__(self, call: Call[Any], dim: int, future: "asyncio.Future[Rows]", times: Times):
-        self.gathering = Gathering(call, dim)
+    def __init__(self, job: Job[Any], dim: int, future: "asyncio.Future[Rows]", times: Times):
+        self.gathering = Gathering(job, dim)
         self.future = future
         self.times = times
 
@@ -178,16 +178,16 @@ class Dispatcher:
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
 
-    def submit(self, call: Call[Any], deadline: float, times: Times | None = None) -> "asyncio.Future[Rows]":
-        """Compute a call's texts; cancelling the future drops what is still queued.
+    def submit(self, job: Job[Any], deadline: float, times: Times | None = None) -> "asyncio.Future[Rows]":
+        """Compute a job's texts; cancelling the future drops what is still queued.
 
         Args:
-            call: What to compute; at least one text.
+            job: What to compute; at least one text.
             deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
             times: Where to write when it happened.
 
         Returns:
-            A future of the rows that `call.finish` takes.
+            A future of the rows that `job.finish` takes.
 
         Raises:
             Unavailable: No worker is ready, or the pool is closing.
@@ -195,14 +195,14 @@ class Dispatcher:
             EmbeddingFailed: A text killed workers not long ago.
         """
         self.check_room()
-        self._check_record(call)
-        n_tokens = [len(text) for text in call.tokens]
+        self._check_record(job)
+        n_tokens = [len(text) for text in job.tokens]
         self._check_time(sum(n_tokens), deadline)
         try:
             id = self._scheduler.submit(n_tokens, deadline)
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
-        request = self._requests[id] = _Request(call, self._dim, self._loop.create_future(), times or Times())
+        request = self._requests[id] = _Request(job, self._dim, self._loop.create_future(), times or Times())
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         self._pump()
         return request.future
@@ -249,7 +249,7 @@ class Dispatcher:
     def on_lost(self, worker: int, suspect: bool) -> None:
         failures = self._scheduler.worker_lost(worker, suspect=suspect)
         for request, position in failures:
-            self._convict(self._requests[request].gathering.call.tokens[position])
+            self._convict(self._requests[request].gathering.job.tokens[position])
         self._fail_requests(failures, "a worker process died on it")
         self._pump()
 
@@ -259,9 +259,9 @@ class Dispatcher:
             now = time.monotonic()
             for request in requests:
                 request.times.started = request.times.started or now
-            calls = [request.gathering.call for request in requests]
-            tokens = [call.tokens[text.position] for call, text in zip(calls, assignment.texts, strict=True)]
-            batch = Batch.join(tokens, [call.per_token for call in calls])
+            jobs = [request.gathering.job for request in requests]
+            tokens = [job.tokens[text.position] for job, text in zip(jobs, assignment.texts, strict=True)]
+            batch = Batch.join(tokens, [job.per_token for job in jobs])
             n_possible = len(batch.tokens)
             if not self._scheduler.n_waiting:  # it is as small as it is for lack of work
                 n_possible = max(n_possible, self._config.max_batch_tokens)
@@ -298,22 +298,22 @@ class Dispatcher:
         self._convicted.pop(text.tobytes(), None)  # so that they stay in order
         self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
 
-    def _check_record(self, call: Call[Any]) -> None:
+    def _check_record(self, job: Job[Any]) -> None:
         """Refuse a text that killed workers not long ago."""
         now = self._loop.time()
         while self._convicted and next(iter(self._convicted.values())) <= now:
             del self._convicted[next(iter(self._convicted))]
         if not self._convicted:
             return
-        for index, text in enumerate(call.tokens):
+        for index, text in enumerate(job.tokens):
             if self._convicted.get(text.tobytes(), now) > now:
                 reason = "worker processes died on it not long ago, so it is not tried again yet"
-                raise call.blame(EmbeddingFailed(index, reason))
+                raise job.blame(EmbeddingFailed(index, reason))
 
     def _fail_requests(self, failures: Sequence[Failure], reason: str) -> None:
         for request, position in failures:
-            call = self._requests[request].gathering.call
-            self._fail(request, call.blame(EmbeddingFailed(position, reason)))
+            job = self._requests[request].gathering.job
+            self._fail(request, job.blame(EmbeddingFailed(position, reason)))
 
     def _fail(self, id: int, error: Exception) -> None:
         self._scheduler.cancel(id)
