@@ -31,8 +31,8 @@ from embellama.errors import (
     WrongThread,
 )
 from embellama.info import ModelInfo
-from embellama.jobs import Chunks, Embeddings, Ranked, Ranking
 from embellama.model import EmbeddingModel
+from embellama.results import Chunks, Embeddings, Ranked, Ranking
 
 __all__ = [
     "Chunks",

@@ -37,18 +37,19 @@ from embellama.errors import (
 )
 from embellama.gguf.header import Header
 from embellama.info import ModelInfo
-from embellama.jobs import (
+from embellama.jobs import Job, Jobs
+from embellama.options import (
+    ChunkKeywords,
     ChunkOptions,
-    Chunks,
-    Embeddings,
-    Job,
-    Jobs,
-    Ranking,
+    EmbedKeywords,
+    EmbedOptions,
+    TokenKeywords,
     TokenOptions,
-    VectorOptions,
+    Truncate,
 )
 from embellama.pool import Pool, Progress, Unloading, check_may_wait
-from embellama.text.tokenizer import Tokenized, Truncate
+from embellama.results import Chunks, Embeddings, Ranking
+from embellama.text.tokenizer import Tokenized
 
 logger = logging.getLogger("embellama.engine")
 
@@ -172,7 +173,7 @@ class EmbeddingEngine:
         texts: Iterable[str],
         *,
         progress: Progress | None = None,
-        **options: Unpack[VectorOptions],
+        **options: Unpack[EmbedKeywords],
     ) -> Embeddings:
         """Embed texts, and tell how each was read.
 
@@ -181,7 +182,7 @@ class EmbeddingEngine:
             texts: What to embed.
             progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
-            **options: See `VectorOptions`.
+            **options: See `EmbedOptions`.
         """
         return self._run(model, _encoding(texts, options), progress)
 
@@ -191,16 +192,16 @@ class EmbeddingEngine:
         texts: Iterable[str],
         *,
         progress: Progress | None = None,
-        **options: Unpack[VectorOptions],
+        **options: Unpack[EmbedKeywords],
     ) -> Embeddings:
         """As `encode`, for asyncio. Cancelling drops what is still queued."""
         return await self._arun(model, _encoding(texts, options), progress)
 
-    def embed(self, model: str | None, text: str, **options: Unpack[VectorOptions]) -> Vector:
+    def embed(self, model: str | None, text: str, **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""
         return self.encode(model, [text], **options).vectors[0]  # type: ignore[no-any-return]
 
-    async def aembed(self, model: str | None, text: str, **options: Unpack[VectorOptions]) -> Vector:
+    async def aembed(self, model: str | None, text: str, **options: Unpack[EmbedKeywords]) -> Vector:
         """As `embed`, for asyncio. Cancelling drops what is still queued."""
         return (await self.aencode(model, [text], **options)).vectors[0]  # type: ignore[no-any-return]
 
@@ -210,7 +211,7 @@ class EmbeddingEngine:
         texts: Iterable[str],
         *,
         progress: Progress | None = None,
-        **options: Unpack[VectorOptions],
+        **options: Unpack[EmbedKeywords],
     ) -> Vector:
         """Embed texts.
 
@@ -219,7 +220,7 @@ class EmbeddingEngine:
             texts: What to embed.
             progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
-            **options: See `VectorOptions`.
+            **options: See `EmbedOptions`.
 
         Returns:
             ``(n_texts, dim) float32``, one row per text in the order given; unit length unless `normalization` or
@@ -233,13 +234,13 @@ class EmbeddingEngine:
         texts: Iterable[str],
         *,
         progress: Progress | None = None,
-        **options: Unpack[VectorOptions],
+        **options: Unpack[EmbedKeywords],
     ) -> Vector:
         """As `embed_batch`, for asyncio. Cancelling drops what is still queued."""
         return (await self.aencode(model, texts, progress=progress, **options)).vectors
 
     def embed_stream(
-        self, model: str | None, texts: Iterable[str], *, n_ahead: int = 1024, **options: Unpack[VectorOptions]
+        self, model: str | None, texts: Iterable[str], *, n_ahead: int = 1024, **options: Unpack[EmbedKeywords]
     ) -> Iterator[Vector]:
         """Embed texts as they come, in memory that does not grow with their number.
 
@@ -247,7 +248,7 @@ class EmbeddingEngine:
             model: Which model.
             texts: What to embed; read `n_ahead` texts ahead of what is yielded, and no further.
             n_ahead: Texts at work at once, at least 1. Fewer than a few batches leave threads idle.
-            **options: See `VectorOptions`.
+            **options: See `EmbedOptions`.
 
         Yields:
             One vector per text, in the order given, ``(dim,)``. An error names the text by its position in the stream.
@@ -256,39 +257,39 @@ class EmbeddingEngine:
             with _counted_from(start):
                 yield from future().vectors
 
-    def embed_query(self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]) -> Vector:
+    def embed_query(self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one query, ``(dim,)``, or several, ``(n, dim)``, with the model's `query` prompt."""
         return self._prompted("query", model, text, options)
 
     async def aembed_query(
-        self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]
+        self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]
     ) -> Vector:
         """As `embed_query`, for asyncio."""
         return await self._aprompted("query", model, text, options)
 
-    def embed_document(self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]) -> Vector:
+    def embed_document(self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one document, ``(dim,)``, or several, ``(n, dim)``, with the model's `document` prompt."""
         return self._prompted("document", model, text, options)
 
     async def aembed_document(
-        self, model: str | None, text: str | Iterable[str], **options: Unpack[VectorOptions]
+        self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]
     ) -> Vector:
         """As `embed_document`, for asyncio."""
         return await self._aprompted("document", model, text, options)
 
-    def embed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
+    def embed_tokens(self, model: str | None, text: str, **options: Unpack[TokenKeywords]) -> Vector:
         """Embed every token of a text, special ones included, for late interaction (`embellama.similarity.max_sim`).
 
         Returns:
             ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
         """
-        return self._run(model, lambda jobs: jobs.tokens([text], **options))[0]
+        return self._run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
 
-    async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenOptions]) -> Vector:
+    async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenKeywords]) -> Vector:
         """As `embed_tokens`, for asyncio."""
-        return (await self._arun(model, lambda jobs: jobs.tokens([text], **options)))[0]
+        return (await self._arun(model, lambda jobs: jobs.tokens([text], TokenOptions(**options))))[0]
 
-    def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
+    def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
 
         Args:
@@ -296,11 +297,11 @@ class EmbeddingEngine:
             text: At most as long as the model reads.
             **options: See `ChunkOptions`.
         """
-        return self._run(model, lambda jobs: jobs.chunks(text, **options))
+        return self._run(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
-    async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkOptions]) -> Chunks:
+    async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """As `embed_chunks`, for asyncio."""
-        return await self._arun(model, lambda jobs: jobs.chunks(text, **options))
+        return await self._arun(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
     def rerank(
         self,
@@ -318,7 +319,7 @@ class EmbeddingEngine:
             query: What is looked for.
             documents: What to order.
             top_n: Return so many at most; None for all.
-            truncate: See `TextOptions`; for a reranker, it is documents that are cut.
+            truncate: see `EmbedOptions`; for a reranker, it is documents that are cut.
         """
         read = _once(documents)
         return self._run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
@@ -359,14 +360,14 @@ class EmbeddingEngine:
     ) -> None:
         self.close()
 
-    def _prompted(self, prompt: str, model: str | None, text: str | Iterable[str], options: VectorOptions) -> Vector:
+    def _prompted(self, prompt: str, model: str | None, text: str | Iterable[str], options: EmbedKeywords) -> Vector:
         options = {"prompt": prompt, **options}
         if isinstance(text, str):
             return self.embed(model, text, **options)
         return self.embed_batch(model, text, **options)
 
     async def _aprompted(
-        self, prompt: str, model: str | None, text: str | Iterable[str], options: VectorOptions
+        self, prompt: str, model: str | None, text: str | Iterable[str], options: EmbedKeywords
     ) -> Vector:
         options = {"prompt": prompt, **options}
         if isinstance(text, str):
@@ -414,7 +415,7 @@ class EmbeddingEngine:
                 return job, pool.submit(job, progress)
 
     def _ahead(
-        self, model: str | None, texts: Iterable[str], n_ahead: int, options: VectorOptions
+        self, model: str | None, texts: Iterable[str], n_ahead: int, options: EmbedKeywords
     ) -> Iterator[tuple[int, Callable[[], Embeddings]]]:
         """Keep slices of a stream at work, and yield each with its first text's position."""
         if isinstance(texts, str):
@@ -554,9 +555,9 @@ def _once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
     return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
 
 
-def _encoding(texts: Iterable[str], options: VectorOptions) -> Ask[Embeddings]:
+def _encoding(texts: Iterable[str], options: EmbedKeywords) -> Ask[Embeddings]:
     read = _once(texts)
-    return lambda jobs: jobs.encode(read(), **options)
+    return lambda jobs: jobs.encode(read(), EmbedOptions(**options))
 
 
 def _finished(job: Job[Embeddings], future: "Future[Rows]") -> Embeddings:

@@ -10,11 +10,10 @@ No threads and no llama.cpp context: whoever has a pool runs a `Job` on it.
 import contextlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,120 +30,14 @@ from embellama.errors import (
     check_number,
 )
 from embellama.gguf.weights import Weights
-from embellama.outputs import Dtype, check_dimensions, check_dtype, cut, normalize, quantize
+from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Spans, TokenOptions, Truncate
+from embellama.outputs import check_dimensions, check_dtype, cut, normalize, quantize
+from embellama.results import Chunks, Embeddings, Ranked, Ranking
 from embellama.text.pairs import PairFormat
 from embellama.text.prompts import Prompts
-from embellama.text.tokenizer import Tokenized, Tokenizer, Truncate, checked
+from embellama.text.tokenizer import Tokenized, Tokenizer, checked
 
 Answer = TypeVar("Answer")
-
-Spans = Sequence[tuple[int, int]]
-
-
-class TextOptions(TypedDict, total=False):
-    """How texts are read.
-
-    prompt: Name of one of the model's prompts (docs/prompts.md).
-    fields: Values for the prompt's fields other than its text.
-    truncate: What to do with a text that is too long: raise (``"none"``, the default), leave out its ``"end"`` or its
-        ``"start"``, or whatever comes after a number of tokens. Special tokens are kept.
-    """
-
-    prompt: str | None
-    fields: Mapping[str, str] | None
-    truncate: Truncate
-
-
-class OutputOptions(TypedDict, total=False):
-    """How vectors are written.
-
-    dimensions: Keep this many numbers of each vector, scaled again (for models trained for it: Matryoshka).
-    dtype: ``float32`` (the default), ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary`` (docs/outputs.md).
-    """
-
-    dimensions: int | None
-    dtype: Dtype
-
-
-class TokenOptions(TextOptions, OutputOptions, total=False):
-    """How a text is read and its tokens' vectors written."""
-
-
-class ChunkOptions(OutputOptions, total=False):
-    """Which parts of a text are wanted: exactly one of the first three.
-
-    chunk_size: Tokens in a chunk; the last may have fewer. The special tokens belong to the first and the last chunk,
-        so that a single chunk is the whole text.
-    token_spans: First token and the one after the last of each chunk, not counting special tokens.
-    character_spans: The same in characters; a token that is partly in a span belongs to it.
-    """
-
-    chunk_size: int | None
-    token_spans: Spans | None
-    character_spans: Spans | None
-
-
-class VectorOptions(TextOptions, OutputOptions, total=False):
-    """How texts are read and their vectors written.
-
-    window_overlap: Read a text that is too long in windows, each of which repeats this many tokens of the one before,
-        and take the mean of their vectors, weighted by their tokens.
-    """
-
-    window_overlap: int | None
-
-
-class Embeddings(NamedTuple):
-    """Vectors of texts, and how the texts were read.
-
-    vectors: ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says; fewer
-        numbers with `dimensions`, and of another type with `dtype` (`embellama.outputs.quantize`).
-    n_tokens: Tokens computed for each text, special ones included, ``(n_texts,) int32``.
-    n_cut: Tokens of each text that were left out, ``(n_texts,) int32``.
-    """
-
-    vectors: NDArray[Any]
-    n_tokens: NDArray[np.int32]
-    n_cut: NDArray[np.int32]
-
-
-class Chunks(NamedTuple):
-    """Vectors of the parts of one text.
-
-    vectors: ``(n_chunks, dim)``, as in `Embeddings`.
-    spans: First token of each chunk and the one after its last, not counting the special token at the text's start,
-        ``(n_chunks, 2) int32``; of characters, when those were asked for.
-    """
-
-    vectors: NDArray[Any]
-    spans: NDArray[np.int32]
-
-
-class Ranked(msgspec.Struct, frozen=True):
-    """One document's place.
-
-    Attributes:
-        index: Its position among those given.
-        relevance_score: As `Ranking.method` says.
-    """
-
-    index: int
-    relevance_score: float
-
-
-class Ranking(NamedTuple):
-    """Documents by relevance, the most relevant first; equal ones in the order given.
-
-    method: ``cross-encoder``: the score is what the model's head gives for query and document read together.
-        ``cosine``: the model is no reranker, and the score is the cosine of their vectors, -1 to 1.
-    n_tokens: Tokens computed.
-    n_cut: Tokens of each document that were left out, in the order given, ``(n_documents,) int32``.
-    """
-
-    results: list[Ranked]
-    method: Literal["cross-encoder", "cosine"]
-    n_tokens: int
-    n_cut: NDArray[np.int32]
 
 
 class Job(NamedTuple, Generic[Answer]):
@@ -222,51 +115,30 @@ class Jobs:
         self.reranker = weights.pooling == "rank"
         self._pairs = PairFormat(weights, self.tokenizer)
 
-    def encode(
-        self,
-        texts: Iterable[str],
-        *,
-        prompt: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        truncate: Truncate = "none",
-        window_overlap: int | None = None,
-        dimensions: int | None = None,
-        dtype: Dtype = "float32",
-    ) -> Job[Embeddings]:
-        """Ask for one vector for each text; see `VectorOptions`."""
+    def encode(self, texts: Iterable[str], options: EmbedOptions = EmbedOptions()) -> Job[Embeddings]:
+        """Ask for one vector for each text."""
         self._check_gives_vectors("text")
-        write = self._writer(dimensions, dtype)
-        texts = self._prompted(texts, prompt, fields)
-        if window_overlap is not None:
-            return self._windows(texts, truncate, window_overlap, write)
-        tokens, n_cut = self.tokenizer.encode(texts, truncate)
+        write = self._writer(options)
+        texts = self._prompted(texts, options)
+        if options.window_overlap is not None:
+            return self._windows(texts, options.truncate, options.window_overlap, write)
+        tokens, n_cut = self.tokenizer.encode(texts, options.truncate)
         n_tokens = np.array([len(ids) for ids in tokens], np.int32)
         return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
 
-    def encode_ids(
-        self, ids: Sequence[Sequence[int]], *, dimensions: int | None = None, dtype: Dtype = "float32"
-    ) -> Job[Embeddings]:
+    def encode_ids(self, ids: Sequence[Sequence[int]], options: OutputOptions = OutputOptions()) -> Job[Embeddings]:
         """Ask for one vector for each list of token ids, which are used as they are: no special token is added."""
         self._check_gives_vectors("text")
-        write = self._writer(dimensions, dtype)
+        write = self._writer(options)
         tokens = self.tokenizer.check(ids)
         n_tokens = np.array([len(text) for text in tokens], np.int32)
         return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
 
-    def tokens(
-        self,
-        texts: Iterable[str],
-        *,
-        prompt: str | None = None,
-        fields: Mapping[str, str] | None = None,
-        truncate: Truncate = "none",
-        dimensions: int | None = None,
-        dtype: Dtype = "float32",
-    ) -> Job[list[NDArray[Any]]]:
-        """Ask for a vector for each token of each text, special ones too; see `TextOptions`, `OutputOptions`."""
+    def tokens(self, texts: Iterable[str], options: TokenOptions = TokenOptions()) -> Job[list[NDArray[Any]]]:
+        """Ask for a vector for each token of each text, special ones too."""
         self._check_gives_vectors("token")
-        write = self._writer(dimensions, dtype)
-        tokens, _ = self.tokenizer.encode(self._prompted(texts, prompt, fields), truncate)
+        write = self._writer(options)
+        tokens, _ = self.tokenizer.encode(self._prompted(texts, options), options.truncate)
         ends = list(itertools.accumulate(map(len, tokens)))
 
         def finish(rows: Rows) -> list[NDArray[Any]]:
@@ -278,22 +150,14 @@ class Jobs:
 
         return Job(tokens, finish, per_token=True)
 
-    def chunks(
-        self,
-        text: str,
-        *,
-        chunk_size: int | None = None,
-        token_spans: Spans | None = None,
-        character_spans: Spans | None = None,
-        dimensions: int | None = None,
-        dtype: Dtype = "float32",
-    ) -> Job[Chunks]:
+    def chunks(self, text: str, options: ChunkOptions) -> Job[Chunks]:
         """Ask for a vector for each part of one text, read as a whole ("late chunking": Günther et al., 2024).
 
-        A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling. See `ChunkOptions`.
+        A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling.
         """
         self._check_gives_vectors("chunk")
-        write = self._writer(dimensions, dtype)
+        write = self._writer(options)
+        chunk_size, token_spans, character_spans = options.chunk_size, options.token_spans, options.character_spans
         given = [chunk_size is not None, token_spans is not None, character_spans is not None]
         if sum(given) != 1:
             raise InputError("give exactly one of chunk_size, token_spans and character_spans")
@@ -395,17 +259,17 @@ class Jobs:
 
         return Job(windows, finish, owners=owners)
 
-    def _prompted(self, texts: Iterable[str], prompt: str | None, fields: Mapping[str, str] | None) -> list[str]:
+    def _prompted(self, texts: Iterable[str], options: TokenOptions) -> list[str]:
         if isinstance(texts, str):
             raise InputError("texts is one str, not a list of them; to embed one text, call embed")
-        if prompt is None:
-            if fields:
-                raise InputError(f"fields are given ({', '.join(fields)}), but no prompt to put them in")
+        if options.prompt is None:
+            if options.fields:
+                raise InputError(f"fields are given ({', '.join(options.fields)}), but no prompt to put them in")
             return list(texts)
-        return self.prompts.apply(prompt, texts, fields)
+        return self.prompts.apply(options.prompt, texts, options.fields)
 
-    def _writer(self, dimensions: int | None, dtype: Dtype) -> Callable[[Rows], NDArray[Any]]:
-        config = self.config
+    def _writer(self, options: OutputOptions) -> Callable[[Rows], NDArray[Any]]:
+        config, dimensions, dtype = self.config, options.dimensions, options.dtype
         check_dimensions(dimensions, self._weights.dim)
         check_dtype(dtype, config.normalization, config.int8_limit)
         if dtype == "float32" and dimensions in (None, self._weights.dim):

@@ -25,6 +25,7 @@ from embellama import (
 from embellama.errors import PromptError
 from embellama.gguf.weights import Weights
 from embellama.jobs import Jobs
+from embellama.options import ChunkOptions
 from embellama.outputs import Dtype
 from embellama.similarity import max_sim, max_sims
 from embellama.text.tokenizer import Tokenizer
@@ -181,7 +182,7 @@ def test_one_chunk_is_the_whole_text(tiny: TinyModel) -> None:
 @given(n_words=st.integers(1, 62), size=st.integers(1, 70))
 def test_chunks_of_a_size_part_the_text(n_words: int, size: int, tiny_path: str) -> None:
     config = EngineConfig(model_path=tiny_path).checked()
-    job = Jobs(config, Weights(config, vocab_only=True)).chunks("red " * n_words, chunk_size=size)
+    job = Jobs(config, Weights(config, vocab_only=True)).chunks("red " * n_words, ChunkOptions(chunk_size=size))
     n_tokens = len(job.tokens[0])
     rows = np.eye(n_tokens, 64, dtype=np.float32)  # so that a chunk's vector shows its tokens
     chunks = job.finish(rows)

@@ -23,7 +23,8 @@ from embellama import (
     TextTooLong,
 )
 from embellama.gguf.weights import Weights
-from embellama.jobs import Jobs, Ranking
+from embellama.jobs import Jobs
+from embellama.results import Ranking
 from tests.conftest import Reference, TinyModel
 from tests.forward import pooled, score
 from tests.forward.model import Model

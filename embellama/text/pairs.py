@@ -15,7 +15,8 @@ from embellama.batch import Tokens
 from embellama.errors import EmptyInput, InputError, ModelLoadError, TextTooLong
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
-from embellama.text.tokenizer import Tokenized, Tokenizer, Truncate, checked
+from embellama.options import Truncate
+from embellama.text.tokenizer import Tokenized, Tokenizer, checked
 
 TEMPLATE = "tokenizer.chat_template.rerank"
 

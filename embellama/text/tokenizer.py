@@ -17,7 +17,7 @@ import ctypes
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tokenizers
@@ -37,10 +37,7 @@ from embellama.errors import (
 )
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
-
-# How a text that is too long becomes one that is not: not at all, without its end, without its start, or without
-# whatever comes after this many tokens.
-Truncate = Literal["none", "end", "start"] | int
+from embellama.options import Truncate
 
 # A text of more characters than this for each token of the limit is tried by its head first, so that megabytes need
 # not be tokenised to be refused. English has 4 to 5 characters a token; larger reads more of a hopeless text.

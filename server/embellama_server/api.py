@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from embellama import errors
 from embellama.errors import EmbellamaError, InputError, InvalidOption
 from embellama.jobs import Jobs
+from embellama.options import Truncate
 from embellama.outputs import Dtype, quantize
-from embellama.text.tokenizer import Truncate
 from embellama_server.work import Problem, ReplyContext
 
 MAX_INPUTS = 2048  # OpenAI's limit

@@ -29,7 +29,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from embellama.batch import Rows
 from embellama.errors import DeadlineExceeded, EmbellamaError, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
-from embellama.jobs import Embeddings, Job, Jobs
+from embellama.jobs import Job, Jobs
+from embellama.results import Embeddings
 from embellama_server import api, dialects
 from embellama_server.config import ServerConfig
 from embellama_server.exchange import Exchange

@@ -11,7 +11,8 @@ import msgspec
 
 from embellama.config import EngineConfig
 from embellama.info import ModelInfo
-from embellama.jobs import Embeddings, Job, Jobs
+from embellama.jobs import Job, Jobs
+from embellama.results import Embeddings
 
 JSON = "application/json"
 

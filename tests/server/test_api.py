@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from embellama import EngineConfig
 from embellama.errors import InputError
-from embellama.jobs import Embeddings
+from embellama.results import Embeddings
 
 
 def test_unknown_fields_are_ignored() -> None:

@@ -23,7 +23,8 @@ from embellama import (
 )
 from embellama.gguf.weights import Weights
 from embellama.jobs import Jobs
-from embellama.text.tokenizer import Tokenizer, Truncate
+from embellama.options import EmbedOptions, Truncate
+from embellama.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
 from tests.forward import pooled
 from tests.forward.model import Model
@@ -179,7 +180,7 @@ def test_windows_cover_each_token_and_overlap_as_asked(
     n_special = tokenizer_of(tiny(name)).n_special
     jobs = Jobs(EngineConfig(model_path=str(tiny(name)), n_ctx=n_special + room).checked(), weights)
     texts = [" ".join(f"{word}" for _, word in zip(range(n), TEXT.split() * 12, strict=False)) for n in n_words]
-    call = jobs.encode(texts, window_overlap=overlap)
+    call = jobs.encode(texts, EmbedOptions(window_overlap=overlap))
     assert call.owners is not None
     first, last = jobs.tokenizer.first, jobs.tokenizer.last
     for index, bare in enumerate(jobs.tokenizer.bare(texts)):

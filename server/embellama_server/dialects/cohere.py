@@ -7,7 +7,9 @@ from typing import Literal, NotRequired, TypedDict
 import msgspec
 
 from embellama.errors import InvalidOption
-from embellama.jobs import Embeddings, Job, Jobs, Ranking
+from embellama.jobs import Job, Jobs
+from embellama.options import EmbedOptions
+from embellama.results import Embeddings, Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Encoding, Parser
 from embellama_server.dialects import openai
@@ -115,7 +117,7 @@ def embed(body: bytes, _: str) -> Work:
     def ask(jobs: Jobs) -> Job[Embeddings]:
         openai.check(jobs, encoding)
         prompt = api.prompt_of(jobs, _known(jobs, request.input_type))
-        return jobs.encode(texts, prompt=prompt, truncate=how, dimensions=request.output_dimension)
+        return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=how, dimensions=request.output_dimension))
 
     def write(answer: Embeddings, context: ReplyContext) -> Reply:
         return Reply(_written(answer, context))

@@ -5,7 +5,9 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from embellama.jobs import Embeddings, Job, Jobs
+from embellama.jobs import Job, Jobs
+from embellama.options import EmbedOptions
+from embellama.results import Embeddings
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.dialects.rerank import texts_of
@@ -90,7 +92,7 @@ def refuse(problem: Problem) -> Refusal:
 
 def _work(model: str, texts: list[str], truncate: bool, dimensions: int | None, write: Any) -> Work:
     def ask(jobs: Jobs) -> Job[Embeddings]:
-        return jobs.encode(texts, truncate=api.truncation(truncate), dimensions=dimensions)
+        return jobs.encode(texts, EmbedOptions(truncate=api.truncation(truncate), dimensions=dimensions))
 
     # Ollama's client may write the tag that every name has without one.
     return Work(model.removesuffix(":latest"), sum(map(len, texts)), ask, write)

@@ -9,9 +9,10 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from embellama.errors import EmptyInput, InvalidOption
-from embellama.jobs import Chunks, Embeddings, Job, Jobs
+from embellama.jobs import Job, Jobs
+from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Truncate
 from embellama.outputs import check_dtype, quantize
-from embellama.text.tokenizer import Truncate
+from embellama.results import Chunks, Embeddings
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
 from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Stream, Work
@@ -104,11 +105,11 @@ def embeddings(body: bytes, accept: str) -> Work:
         if request.late_chunking:
             return _late_chunks(jobs, texts, prompt, truncate, dimensions)
         if isinstance(texts[0], str):
-            return jobs.encode(texts, prompt=prompt, truncate=truncate, dimensions=dimensions)
+            return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=truncate, dimensions=dimensions))
         for option, value in (("truncate", truncate != "none"), ("prompt_name", prompt)):
             if value:
                 raise InvalidOption(option, "does not go with token ids, which are used as they are")
-        return jobs.encode_ids(texts, dimensions=dimensions)
+        return jobs.encode_ids(texts, OutputOptions(dimensions=dimensions))
 
     def write(answer: Embeddings | Chunks, context: ReplyContext) -> Reply:
         if BINARY in accept:
@@ -169,7 +170,7 @@ def _late_chunks(
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
-    return jobs.chunks(whole, character_spans=spans, dimensions=dimensions)
+    return jobs.chunks(whole, ChunkOptions(character_spans=spans, dimensions=dimensions))
 
 
 def _item(index: int, row: Any) -> Item:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.jobs import Job, Jobs, Ranking
+from embellama.jobs import Job, Jobs
+from embellama.results import Ranking
 from embellama_server import api
 from embellama_server.api import BadRequest, Parser
 from embellama_server.dialects import openai

@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embellama.jobs import Embeddings, Job, Jobs, Ranking
+from embellama.jobs import Job, Jobs
+from embellama.options import EmbedOptions, OutputOptions, TokenOptions
+from embellama.results import Embeddings, Ranking
 from embellama.similarity import cosine
 from embellama_server import api
 from embellama_server.api import Encoding, Parser
@@ -101,8 +103,8 @@ def embed(body: bytes, _: str) -> Work:
         openai.check(jobs, FLOATS, request.normalize, "normalize")
         if isinstance(texts[0], str):
             prompt = api.prompt_of(jobs, request.prompt_name)
-            return jobs.encode(texts, prompt=prompt, truncate=truncate, dimensions=request.dimensions)
-        return jobs.encode_ids(texts, dimensions=request.dimensions)
+            return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=truncate, dimensions=request.dimensions))
+        return jobs.encode_ids(texts, OutputOptions(dimensions=request.dimensions))
 
     def write(answer: Embeddings, context: ReplyContext) -> Reply:
         return Reply(_list(api.listed(answer.vectors, FLOATS, context)))
@@ -118,7 +120,7 @@ def embed_all(body: bytes, _: str) -> Work:
 
     def ask(jobs: Jobs) -> Job[list[NDArray[Any]]]:
         prompt = api.prompt_of(jobs, request.prompt_name)
-        return jobs.tokens(texts, prompt=prompt, truncate=truncate)
+        return jobs.tokens(texts, TokenOptions(prompt=prompt, truncate=truncate))
 
     def write(answer: list[NDArray[Any]], context: ReplyContext) -> Reply:
         def pieces() -> Iterator[bytes]:

@@ -1,0 +1,60 @@
+"""What the engine returns: vectors, chunks, rankings."""
+
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Embeddings(NamedTuple):
+    """Vectors of texts, and how the texts were read.
+
+    vectors: ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says; fewer
+        numbers with `dimensions`, and of another type with `dtype` (`embellama.outputs.quantize`).
+    n_tokens: Tokens computed for each text, special ones included, ``(n_texts,) int32``.
+    n_cut: Tokens of each text that were left out, ``(n_texts,) int32``.
+    """
+
+    vectors: NDArray[Any]
+    n_tokens: NDArray[np.int32]
+    n_cut: NDArray[np.int32]
+
+
+class Chunks(NamedTuple):
+    """Vectors of the parts of one text.
+
+    vectors: ``(n_chunks, dim)``, as in `Embeddings`.
+    spans: First token of each chunk and the one after its last, not counting the special token at the text's start,
+        ``(n_chunks, 2) int32``; of characters, when those were asked for.
+    """
+
+    vectors: NDArray[Any]
+    spans: NDArray[np.int32]
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """One document's place.
+
+    Attributes:
+        index: Its position among those given.
+        relevance_score: As `Ranking.method` says.
+    """
+
+    index: int
+    relevance_score: float
+
+
+class Ranking(NamedTuple):
+    """Documents by relevance, the most relevant first; equal ones in the order given.
+
+    method: ``cross-encoder``: the score is what the model's head gives for query and document read together.
+        ``cosine``: the model is no reranker, and the score is the cosine of their vectors, -1 to 1.
+    n_tokens: Tokens computed.
+    n_cut: Tokens of each document that were left out, in the order given, ``(n_documents,) int32``.
+    """
+
+    results: list[Ranked]
+    method: Literal["cross-encoder", "cosine"]
+    n_tokens: int
+    n_cut: NDArray[np.int32]
