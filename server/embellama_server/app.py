@@ -243,7 +243,10 @@ class _Way:
         if work.stream:
             await self._stream(model, job, work.stream, deadline, exchange)
             return None
-        rows = await model.dispatcher.submit(job, deadline, exchange.times) if job.tokens else NO_ROWS
+        rows = NO_ROWS
+        if job.tokens:
+            with job.naming_texts():
+                rows = await _submitted(model, job, deadline, exchange)
         exchange.computed()
         answer = job.finish(rows)
         exchange.n_truncated = int(np.count_nonzero(getattr(answer, "n_cut", ())))
@@ -255,13 +258,14 @@ class _Way:
         """Compute a job in parts, a few at a time, and send each when it is there."""
         loop = asyncio.get_running_loop()
         starts = deque(range(0, len(job.tokens), STREAMED_TEXTS))
-        running: deque[tuple[int, asyncio.Future[Rows]]] = deque()
+        running: deque[tuple[int, Job[Embeddings], asyncio.Future[Rows]]] = deque()
         try:
             while starts or running:
                 try:
                     while starts and len(running) < STREAMED_PARTS:
                         part = job.part(starts[0], starts[0] + STREAMED_TEXTS)
-                        running.append((starts[0], model.dispatcher.submit(part, deadline, exchange.times)))
+                        with part.naming_texts():
+                            running.append((starts[0], part, _submitted(model, part, deadline, exchange)))
                         starts.popleft()
                 except Overloaded:
                     if not exchange.sending or (not running and loop.time() > deadline):
@@ -269,8 +273,9 @@ class _Way:
                     if not running:  # accepted is accepted: the room will not stay full
                         await asyncio.sleep(FULL_S)
                         continue
-                start, future = running.popleft()
-                answer = job.finish(await future)
+                start, part, future = running.popleft()
+                with part.naming_texts():
+                    answer = job.finish(await future)
                 exchange.n_truncated = int(np.count_nonzero(answer.n_cut))
                 rows = stream.rows(answer, start, exchange.done(model))
                 await exchange.send_part(stream.content_type, rows)
@@ -284,7 +289,7 @@ class _Way:
             line = api.dumps(self._endpoint.refuse(problem)) + b"\n"
             await exchange.send_part(stream.content_type, line, last=True)
         finally:
-            for _, future in running:
+            for _, _, future in running:
                 future.cancel()
 
     async def _call(self, model: Model, work: Work, deadline: float) -> Job[Any]:
@@ -359,6 +364,10 @@ async def _pieces(reply: Reply, held: "_Held") -> list[bytes]:
             pieces.append(piece)
     held.add(sum(map(len, pieces)))
     return pieces
+
+
+def _submitted(model: Model, job: Job[Any], deadline: float, exchange: Exchange) -> "asyncio.Future[Rows]":
+    return model.dispatcher.submit(job.tokens, per_token=job.per_token, deadline=deadline, times=exchange.times)
 
 
 def _asked(_: Jobs) -> Job[Any]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope, Send
 
+from embellama.backend import Times
 from embellama.jobs import Job
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.work import Reply, ReplyContext
-from embellama_server.workers.dispatcher import Times
 
 if TYPE_CHECKING:
     from embellama_server.app import Model

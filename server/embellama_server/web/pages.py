@@ -13,14 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from embellama import __version__
+from embellama.backend import PoolStatus
 from embellama_server import api
 from embellama_server.telemetry import metrics
 from embellama_server.work import JSON
 
 if TYPE_CHECKING:
     from embellama_server.app import Model, Server
-
-Status = Literal["ok", "degraded", "starting", "unavailable"]
 
 
 class Described(TypedDict):
@@ -68,7 +67,7 @@ class Waiting(TypedDict):
 class Pool(TypedDict):
     """How a model's workers are, and what is wrong."""
 
-    status: Status
+    status: PoolStatus
     workers: Workers
     waiting: Waiting
     reason: NotRequired[str]
@@ -77,7 +76,7 @@ class Pool(TypedDict):
 class Health(TypedDict):
     """The worst of the models' states; one model's pool, or that of each."""
 
-    status: Status
+    status: PoolStatus
     workers: NotRequired[Workers]
     waiting: NotRequired[Waiting]
     reason: NotRequired[str]
@@ -223,7 +222,7 @@ def _tag(model: "Model") -> dict[str, Any]:
 
 
 def _health(model: "Model") -> Pool:
-    pool = model.dispatcher
+    pool = model.dispatcher.state
     body: Pool = {
         "status": pool.status,
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
