@@ -1,38 +1,22 @@
 """Embed from any thread, and from asyncio, on models that are confined to threads of their own.
 
-texts ──► Jobs ──► Job ──► Backend.submit ══► the model's threads (`pool.py`)
-                                                   │
-answer ◄── Job.finish ◄── rows, in a future ◄══════╛
+EmbeddingEngine ──► JobRunner: a Job of the texts, its rows computed by the model's threads, the result made of them
+                       │
+                    ModelRegistry: the models, loaded and unloaded
 
-One engine holds many models (`registry.py`). Every method that embeds or ranks, but for `embed_stream`, has an
-awaitable twin whose name begins with `a`.
+Every method that embeds or ranks, but for `embed_stream`, has an awaitable twin whose name begins with `a`.
 """
 
-import asyncio
-import contextlib
-import functools
-import itertools
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from numpy.typing import NDArray
 
 from embellama.backend import Progress
-from embellama.batch import Rows
 from embellama.config import EngineConfig
-from embellama.errors import (
-    ConfigError,
-    EmbellamaError,
-    InputError,
-    InvalidOption,
-)
+from embellama.errors import ConfigError
 from embellama.info import ModelInfo
-from embellama.jobs import Job, Jobs
 from embellama.options import (
     ChunkKeywords,
     ChunkOptions,
@@ -42,15 +26,12 @@ from embellama.options import (
     TokenOptions,
     Truncate,
 )
-from embellama.pool import Unloading, check_may_wait
+from embellama.pool import check_may_wait
 from embellama.registry import ModelRegistry
 from embellama.results import Chunks, Embeddings, Ranking
+from embellama.runner import JobRunner, MakeJob, once
 from embellama.text.tokenizer import Tokenized
 
-logger = logging.getLogger("embellama.engine")
-
-Answer = TypeVar("Answer")
-Ask = Callable[[Jobs], Job[Answer]]
 Vector = NDArray[Any]
 
 
@@ -76,6 +57,7 @@ class EmbeddingEngine:
                 that is asked for again is loaded again. None for no limit.
         """
         self._models = ModelRegistry(max_model_bytes)
+        self._runner = JobRunner(self._models)
         if config is not None:
             self.load_model(config)
 
@@ -153,7 +135,7 @@ class EmbeddingEngine:
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `EmbedOptions`.
         """
-        return self._run(model, _encoding(texts, options), progress)
+        return self._runner.run(model, _encoding(texts, options), progress)
 
     async def aencode(
         self,
@@ -164,7 +146,7 @@ class EmbeddingEngine:
         **options: Unpack[EmbedKeywords],
     ) -> Embeddings:
         """As `encode`, for asyncio. Cancelling drops what is still queued."""
-        return await self._arun(model, _encoding(texts, options), progress)
+        return await self._runner.arun(model, _encoding(texts, options), progress)
 
     def embed(self, model: str | None, text: str, **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""
@@ -222,9 +204,8 @@ class EmbeddingEngine:
         Yields:
             One vector per text, in the order given, ``(dim,)``. An error names the text by its position in the stream.
         """
-        for start, future in self._ahead(model, texts, n_ahead, options):
-            with _counted_from(start):
-                yield from future().vectors
+        for embeddings in self._runner.stream(model, texts, n_ahead, EmbedOptions(**options)):
+            yield from embeddings.vectors
 
     def embed_query(self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one query, ``(dim,)``, or several, ``(n, dim)``, with the model's `query` prompt."""
@@ -252,11 +233,11 @@ class EmbeddingEngine:
         Returns:
             ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
         """
-        return self._run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
+        return self._runner.run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
 
     async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenKeywords]) -> Vector:
         """As `embed_tokens`, for asyncio."""
-        return (await self._arun(model, lambda jobs: jobs.tokens([text], TokenOptions(**options))))[0]
+        return (await self._runner.arun(model, lambda jobs: jobs.tokens([text], TokenOptions(**options))))[0]
 
     def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
@@ -266,11 +247,11 @@ class EmbeddingEngine:
             text: At most as long as the model reads.
             **options: See `ChunkOptions`.
         """
-        return self._run(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
+        return self._runner.run(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
     async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """As `embed_chunks`, for asyncio."""
-        return await self._arun(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
+        return await self._runner.arun(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
     def rerank(
         self,
@@ -290,8 +271,8 @@ class EmbeddingEngine:
             top_n: Return so many at most; None for all.
             truncate: see `EmbedOptions`; for a reranker, it is documents that are cut.
         """
-        read = _once(documents)
-        return self._run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
+        read = once(documents)
+        return self._runner.run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     async def arerank(
         self,
@@ -303,8 +284,8 @@ class EmbeddingEngine:
         truncate: Truncate = "none",
     ) -> Ranking:
         """As `rerank`, for asyncio."""
-        read = _once(documents)
-        return await self._arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
+        read = once(documents)
+        return await self._runner.arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
         """Return texts' token ids, special ones included, as `encode` would compute them without a prompt."""
@@ -338,106 +319,7 @@ class EmbeddingEngine:
             return await self.aembed(model, text, **options)
         return await self.aembed_batch(model, text, **options)
 
-    def _run(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        job, future = self._submit(model, ask, progress)
-        try:
-            with job.naming_texts():
-                rows = future.result()
-        except BaseException:
-            future.cancel()  # interrupted while waiting: what is queued need not run
-            raise
-        return job.finish(rows)
 
-    async def _arun(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        given_up = threading.Event()
-        submitted: list[Future[Rows]] = []
-
-        def submit() -> tuple[Job[Answer], Future[Rows]]:
-            job, future = self._submit(model, ask, progress)
-            submitted.append(future)
-            if given_up.is_set():  # nobody saw the future in time to cancel it
-                future.cancel()
-            return job, future
-
-        try:
-            # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
-            job, future = await asyncio.to_thread(submit)
-            with job.naming_texts():
-                rows = await asyncio.wrap_future(future)
-            return job.finish(rows)
-        except asyncio.CancelledError:
-            given_up.set()
-            for future in submitted:
-                future.cancel()
-            raise
-
-    def _submit(
-        self, model: str | None, ask: Ask[Answer], progress: Progress | None
-    ) -> tuple[Job[Answer], "Future[Rows]"]:
-        check_may_wait()
-        while True:
-            loaded = self._models.get(model)
-            job = ask(loaded.jobs)
-            # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
-            with contextlib.suppress(Unloading):
-                return job, loaded.backend.submit(job.tokens, per_token=job.per_token, progress=progress)
-
-    def _ahead(
-        self, model: str | None, texts: Iterable[str], n_ahead: int, options: EmbedKeywords
-    ) -> Iterator[tuple[int, Callable[[], Embeddings]]]:
-        """Keep slices of a stream at work, and yield each with its first text's position."""
-        if isinstance(texts, str):
-            raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
-        if n_ahead < 1:
-            raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
-        # Several slices, so that some are at work while one is taken out.
-        n_slices = min(N_SLICES, n_ahead)
-        at_work: deque[tuple[int, Job[Embeddings], Future[Rows]]] = deque()
-        stream, start = iter(texts), 0
-        try:
-            while True:
-                while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
-                    with _counted_from(start):
-                        job, future = self._submit(model, _encoding(part, options), None)
-                    at_work.append((start, job, future))
-                    start += len(part)
-                if not at_work:
-                    return
-                first, job, future = at_work[0]
-                yield first, functools.partial(_finished, job, future)
-                at_work.popleft()
-        finally:
-            for _, _, future in at_work:
-                future.cancel()
-
-
-# Slices of a stream that are at work at once.
-N_SLICES = 4
-
-
-def _once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
-    """Read an iterable once, however often the call is made: its model may be unloaded before it is submitted."""
-    return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
-
-
-def _encoding(texts: Iterable[str], options: EmbedKeywords) -> Ask[Embeddings]:
-    read = _once(texts)
+def _encoding(texts: Iterable[str], options: EmbedKeywords) -> MakeJob[Embeddings]:
+    read = once(texts)
     return lambda jobs: jobs.encode(read(), EmbedOptions(**options))
-
-
-def _finished(job: Job[Embeddings], future: "Future[Rows]") -> Embeddings:
-    with job.naming_texts():
-        rows = future.result()
-    return job.finish(rows)
-
-
-@contextlib.contextmanager
-def _counted_from(start: int) -> Iterator[None]:
-    """Make errors count texts from a stream's beginning."""
-    try:
-        yield
-    except EmbellamaError as error:
-        index = getattr(error, "index", None)
-        if index is None:
-            raise
-        raise type(error)(index + start, *error.args[1:]) from None

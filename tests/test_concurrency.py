@@ -27,6 +27,7 @@ from embellama import (
 )
 from embellama.gguf.header import Header
 from embellama.pool import Pool
+from embellama.runner import JobRunner
 from tests.conftest import Reference, run, wait_until
 from tests.forward import pooled
 from tests.tiny import ARCHITECTURES, write_bert
@@ -211,7 +212,7 @@ async def test_cancelling_a_call_before_it_is_queued_drops_it_too(
     engine: EmbeddingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, read_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    submit = EmbeddingEngine._submit
+    submit = JobRunner._submit
 
     def watched(*arguments: Any) -> Any:
         answer = submit(*arguments)
@@ -223,7 +224,7 @@ async def test_cancelling_a_call_before_it_is_queued_drops_it_too(
         read_on.wait()
         yield from ["red " * 60] * 3000
 
-    monkeypatch.setattr(EmbeddingEngine, "_submit", watched)
+    monkeypatch.setattr(JobRunner, "_submit", watched)
     call = asyncio.ensure_future(engine.aembed_batch("tiny", texts()))
     await asyncio.to_thread(reading.wait)
     call.cancel()
