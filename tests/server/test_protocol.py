@@ -25,7 +25,7 @@ async def test_each_request_of_a_connection_is_started_by_it() -> None:
             super()._start_asgi_task(cycle, app)
             started.append(self._answering is cycle)
 
-    config = uvicorn.Config(PlainTextResponse("hello"), lifespan="off", log_config=None)
+    config = uvicorn.Config(PlainTextResponse("hello"), ws="none", lifespan="off", log_config=None)
     config.load()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Recorded(config, ServerState(), {}, loop), "127.0.0.1", 0)
