@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from embellama import ConfigError, EngineConfig, config
 from embellama.cli.flags import config_options, defaults, flags, variable
 from embellama.config import convert, n_cores
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tracked
 
 FIELDS = tuple(flags(ServerConfig))
-SOURCES = [*(ROOT / "embellama").glob("*.py"), *(ROOT / "server" / "embellama_server").glob("*.py")]
+SOURCES = [path for path in tracked("embellama", "server") if path.suffix == ".py"]
 
 
 @click.command()
