@@ -51,7 +51,7 @@ def test_the_library_alone_needs_no_server_package(wheel: zipfile.ZipFile) -> No
     (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
     required = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
     alone = " ".join(line for line in required if "extra ==" not in line)
-    for package in ("starlette", "uvicorn", "orjson", "uvloop", "httptools"):
+    for package in ("starlette", "uvicorn", "orjson", "uvloop", "httptools", "psutil"):
         assert package not in alone
         assert any(package in line for line in required)
 
