@@ -16,7 +16,7 @@ from embellama.batch import Rows
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelError, ModelNotFound, Unavailable
 from embellama.gguf.header import Header
-from embellama.gguf.weights import Weights
+from embellama.gguf.loading import load_weights
 from embellama.info import ModelInfo
 from embellama.jobs import Jobs
 from embellama.pool import Pool
@@ -37,7 +37,7 @@ class LoadedModel:
 
     def __init__(self, config: EngineConfig):
         """Load the model of `config`, already checked, and start its threads."""
-        weights = Weights(config)
+        weights = load_weights(config)
         self.config = tuned(config, weights)
         self.jobs = Jobs(self.config, weights)
         self.info = ModelInfo.of(self.config, self.jobs, weights)

@@ -54,7 +54,7 @@ class Metrics:
         self._batch_texts = histogram("batch_texts", "Texts computed together.", TEXTS, "model")
         self._batch_tokens = histogram("batch_tokens", "Tokens computed together.", TOKENS, "model")
 
-        # CachedMeasurement a label's counter takes longer than counting.
+        # Finding a label's counter takes longer than counting.
         self._of_model = functools.cache(self._find)
         self._of_batches = functools.cache(
             lambda model: (self._batch_texts.labels(model), self._batch_tokens.labels(model))
