@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import psutil
-from embellama_server.workers.supervisor import PATIENCE
+from embellama_server.workers.record import PATIENCE
 from numpy.typing import NDArray
 
 from benchmarks import clients

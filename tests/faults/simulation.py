@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from embellama_server.config import ServerConfig
-from embellama_server.workers.channel import CANARY, STARTED, Reply
+from embellama_server.workers.channel import CANARY, STARTED, WorkerReply
 from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama.batch import Batch, Rows, Tokens
@@ -57,7 +57,7 @@ def row_of(text: Tokens) -> Rows:
 class SimulatedProcess:
     """A worker process that does what the test says, when it says so."""
 
-    def __init__(self, pool: "Pool", on_reply: Callable[[Reply], None], on_close: Callable[[], None]):
+    def __init__(self, pool: "Pool", on_reply: Callable[[WorkerReply], None], on_close: Callable[[], None]):
         self._pool, self._on_reply, self._on_close = pool, on_reply, on_close
         self._gone = asyncio.Event()
         self.tasks: deque[tuple[int, Batch | None]] = deque([(STARTED, Batch.join([pool.canary]))])
@@ -120,16 +120,16 @@ class SimulatedProcess:
             for _ in range(n_answers):
                 self._on_reply(self._answer(id, batch))
 
-    def _answer(self, id: int, batch: Batch) -> Reply:
+    def _answer(self, id: int, batch: Batch) -> WorkerReply:
         if id == STARTED and self._pool.load_error:
-            return Reply(id, None, self._pool.load_error)
+            return WorkerReply(id, None, self._pool.load_error)
         if np.isin(FAILS, batch.tokens):
-            return Reply(id, None, "it failed")
+            return WorkerReply(id, None, "it failed")
         parts = np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])
         rows = np.array([row_of(part) for part in parts])
         if id == STARTED and self._pool.other_model:
-            return Reply(id, np.ones((1, 3), np.float32), "")
-        return Reply(id, -rows if self.drifted else rows, "")
+            return WorkerReply(id, np.ones((1, 3), np.float32), "")
+        return WorkerReply(id, -rows if self.drifted else rows, "")
 
 
 class Pool:
@@ -148,7 +148,9 @@ class Pool:
         self.dispatcher = Dispatcher(self.config, DIM, self.canary, self._launch)
         self.failed = self.call(self.dispatcher.start)
 
-    def _launch(self, number: int, on_reply: Callable[[Reply], None], on_close: Callable[[], None]) -> SimulatedProcess:
+    def _launch(
+        self, number: int, on_reply: Callable[[WorkerReply], None], on_close: Callable[[], None]
+    ) -> SimulatedProcess:
         if self.no_process:
             raise OSError(11, "Resource temporarily unavailable")
         self.n_launched += 1

@@ -1,10 +1,10 @@
-"""Carry batches to one worker process and rows back.
+"""Queue batches to one worker process and read its rows back.
 
       event loop process                  |        worker process
                                           |
-  Channel.send(batch) ══ SimpleQueue ═════|══► receive() ──► model
-                                          |                    │
-  on_reply(reply) ◄── loop.add_reader ◄═══|═══ pipe ◄── Replies.send()
+  Channel.send(batch) ══ SimpleQueue ═════|══► Task ──► model
+                                          |               │
+  on_reply(reply) ◄── loop.add_reader ◄═══|═══ pipe ◄── ReplyWriter
   on_close()      ◄── end of file         |
 
 A worker has a queue and a pipe of its own. So the dispatcher knows what a dead worker held; no lock is shared with
@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from embellama.batch import Batch
 
-# A batch's id is positive. This one marks the worker's first reply: its canary's row, or why it could not start.
+# Ids of batches are positive. STARTED is the id of a worker's first reply: its canary's row, or why it could not start.
 STARTED = 0
-# And this one the canary that an idle worker is asked to compute again.
+# The id of the canary that a ready worker, idle or not, is asked to compute again from time to time.
 CANARY = -1
 
 _HEADER = struct.Struct("<qiiq")  # batch id, rows (-1: the body is an error's text), dim, bytes of body
@@ -58,8 +58,8 @@ class Task(NamedTuple):
         return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32), per_token)
 
 
-class Reply(NamedTuple):
-    """A worker's answer to one batch."""
+class WorkerReply(NamedTuple):
+    """A worker's reply to one batch: its rows, or why it could not compute them."""
 
     id: int
     rows: NDArray[np.float32] | None  # (sum of the batch's n_rows, dim); None for an error
@@ -67,7 +67,7 @@ class Reply(NamedTuple):
 
 
 class Channel:
-    """The front's end."""
+    """The server's end of one worker's queue and pipe."""
 
     def __init__(self, context: SpawnContext) -> None:
         self._tasks: SimpleQueue[Task | None] = context.SimpleQueue()
@@ -77,10 +77,10 @@ class Channel:
 
     @property
     def worker_end(self) -> tuple[Any, Any]:
-        """What the worker process needs: pass it to `Process`, then call `open`."""
+        """The worker's ends of queue and pipe: pass them to its process as arguments, then call `open`."""
         return self._tasks, self._writer
 
-    def open(self, on_reply: Callable[[Reply], None], on_close: Callable[[], None]) -> None:
+    def open(self, on_reply: Callable[[WorkerReply], None], on_close: Callable[[], None]) -> None:
         """Start to read replies, in the running event loop; `on_close` comes once, when the worker is gone."""
         self._writer.close()  # the worker's copy is then the only one, and the pipe ends with the worker
         os.set_blocking(self._reader.fileno(), False)
@@ -99,21 +99,22 @@ class Channel:
         loop.add_reader(self._reader.fileno(), read)
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
-        """Give the worker a batch. What a dead worker does not take is lost; `on_close` tells of it."""
+        """Queue a batch for the worker. If it dies before it answers, the batch is lost, and `on_close` is called."""
         per_token = None if batch.per_token is None else batch.per_token.tobytes()
         self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), per_token))
 
     def stop(self) -> None:
-        """Ask the worker to exit once it has done what it holds."""
+        """Ask the worker to exit once it has computed the batches it holds."""
         self._tasks.put(None)
 
     def close(self) -> None:
+        """Close the server's end; `open` does so itself when the worker is gone."""
         self._reader.close()
         self._tasks.close()
 
 
 class _Frames:
-    """Reads replies from a non-blocking pipe, however they are cut."""
+    """Reads whole replies from a non-blocking pipe, from which one read may give any part of them."""
 
     def __init__(self, fd: int):
         self._fd = fd
@@ -121,7 +122,7 @@ class _Frames:
         self._body: bytearray | None = None
         self._n_read = 0
 
-    def next(self) -> Reply | None:
+    def next(self) -> WorkerReply | None:
         """Return the next whole reply, or None until there is more to read. Raises EOFError at the end."""
         if self._body is None:
             if not self._fill(self._header):
@@ -132,8 +133,8 @@ class _Frames:
         (id, n_rows, dim, _), body = _HEADER.unpack(self._header), self._body
         self._body = None
         if n_rows < 0:
-            return Reply(id, None, body.decode())
-        return Reply(id, np.frombuffer(body, np.float32).reshape(n_rows, dim), "")
+            return WorkerReply(id, None, body.decode())
+        return WorkerReply(id, np.frombuffer(body, np.float32).reshape(n_rows, dim), "")
 
     def _fill(self, target: bytearray) -> bool:
         while self._n_read < len(target):
@@ -148,8 +149,8 @@ class _Frames:
         return True
 
 
-class Replies:
-    """The worker's end of the pipe."""
+class ReplyWriter:
+    """Writes replies to the worker's end of the pipe."""
 
     def __init__(self, writer: Connection):
         self._writer = writer

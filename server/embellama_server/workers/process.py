@@ -1,9 +1,9 @@
-"""One worker process as its supervisor sees it.
+"""Start, stop and kill one worker process, and measure its memory.
 
 Supervisor ── send, stop, kill ──► WorkerProcess ── Channel ══► worker.run
            ◄── on_reply, on_close ──
 
-`Process` is all that a supervisor asks of it, so tests put simulated ones in its place.
+A supervisor knows only the `Process` interface, so that tests can give it simulated processes.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import psutil
 from embellama.batch import Batch, Tokens
 from embellama_server.config import ServerConfig
 from embellama_server.workers import worker
-from embellama_server.workers.channel import Channel, Reply
+from embellama_server.workers.channel import Channel, WorkerReply
 
 logger = logging.getLogger("embellama.process")
 
@@ -27,7 +27,7 @@ STOP_S = 5.0
 
 
 class Process(Protocol):
-    """A worker process that was started."""
+    """The interface of a worker process that was started."""
 
     @property
     def pid(self) -> int | None:
@@ -42,10 +42,10 @@ class Process(Protocol):
         """Its resident memory in bytes; 0 once it is gone."""
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
-        """Give it a batch."""
+        """Queue a batch for it."""
 
     def stop(self) -> None:
-        """Ask it to exit once it has done what it holds."""
+        """Ask it to exit once it has computed the batches it holds."""
 
     def kill(self) -> None:
         """End it now."""
@@ -54,23 +54,23 @@ class Process(Protocol):
         """Wait until it is gone; if it does not go within `STOP_S`, kill it."""
 
 
-Launch = Callable[[int, Callable[[Reply], None], Callable[[], None]], Process]
-"""Starts worker number n in the running event loop. Its replies go to the first function; the second is called once,
-when it is gone. Raises OSError if there is no process to be had."""
+Launch = Callable[[int, Callable[[WorkerReply], None], Callable[[], None]], Process]
+"""Starts a worker with this number in the running event loop. Its replies go to the first function; the second is
+called once, when it is gone. Raises OSError if no process can be started."""
 
 
 class WorkerProcess:
-    """A real one."""
+    """A real worker process, which runs `worker.run`."""
 
     def __init__(
         self,
         config: ServerConfig,
         canary: Tokens,
         number: int,
-        on_reply: Callable[[Reply], None],
+        on_reply: Callable[[WorkerReply], None],
         on_close: Callable[[], None],
     ):
-        """Start it, in the running event loop. Raises OSError if there is no process to be had."""
+        """Start the process, in the running event loop. Raises OSError if none can be started."""
         context = multiprocessing.get_context("spawn")
         self._channel = Channel(context)
         self._process = context.Process(

@@ -1,11 +1,12 @@
-"""One worker process: owns one model, answers every batch it is given.
+"""Run one worker process: load the model, then answer every batch that comes through the queue.
 
-   queue ──► Task ──► EmbeddingModel.encode ──► Replies      one thread, the process's main one
+   queue ──► Task ──► EmbeddingModel.encode ──► ReplyWriter ──► pipe      on the process's main thread
                                                 ▲
    the canary's row, once loaded ───────────────┘
 
-The front rules its life. Signals from a terminal or a service manager may reach the whole group, so a worker ignores
-them and goes when told to; if the front is killed, a thread sees that at once and ends the process.
+The server's main process decides when a worker ends. Signals from a terminal or a service manager may reach every
+process of the group, so a worker ignores them; if the main process is killed, a thread sees that at once and ends the
+worker.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from multiprocessing.queues import SimpleQueue
 from embellama.batch import Batch, Tokens
 from embellama.errors import ModelLoadError
 from embellama_server.config import ServerConfig
-from embellama_server.workers.channel import STARTED, Replies, Task
+from embellama_server.workers.channel import STARTED, ReplyWriter, Task
 
 # With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
@@ -45,7 +46,7 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
     os.environ["GGML_NO_BACKTRACE"] = "1"
     from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
 
-    replies = Replies(writer)
+    replies = ReplyWriter(writer)
     try:
         model = EmbeddingModel(config)
         if hook := os.environ.get(HOOK):
