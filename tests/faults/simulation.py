@@ -184,6 +184,10 @@ class Pool:
     def submit(self, texts: list[Tokens], patience: float = 1000.0) -> "asyncio.Future[Rows]":
         return self.call(lambda: self.dispatcher.submit(texts, deadline=self.loop.now + patience))
 
+    def worker_states(self) -> list[str]:
+        """How far each worker is in its life, as the supervisor sees it."""
+        return [worker.state for worker in self.dispatcher._supervisor._workers.values()]
+
     def restart_workers(self) -> None:
         """As SIGHUP does."""
         self.call(lambda: self.loop.create_task(self.dispatcher.restart_workers()))

@@ -129,7 +129,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.dispatcher.state.n_open == len(self.open)
         assert scheduler.n_waiting <= QUEUE_SIZE
         assert scheduler.waiting_tokens <= QUEUE_TOKENS or scheduler.n_waiting == 1
-        assert len(self.pool.processes) <= 2 * 3, "each worker has one successor at most"
+        # Not those that are done and have yet to go: a process that hangs is given 5 s for that.
+        serving = [state for state in self.pool.worker_states() if state in ("starting", "ready")]
+        assert len(serving) <= 2 * 3, "each worker has one successor at most"
 
     def teardown(self) -> None:
         """Once nothing ails them, as many workers as asked for serve, and everything is answered."""
