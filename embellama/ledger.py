@@ -25,7 +25,7 @@ import numpy as np
 from embellama.backend import Progress, Times
 from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Unavailable
-from embellama.scheduler import Answer, Assignment, Failure, Scheduler
+from embellama.scheduler import Assignment, BatchResult, Failure, Scheduler
 
 logger = logging.getLogger("embellama.ledger")
 
@@ -166,7 +166,7 @@ class Ledger(Generic[RowsFuture]):
         tokens = [request.tokens[text.position] for request, text in zip(requests, assignment.texts, strict=True)]
         return tokens, [request.per_token for request in requests]
 
-    def put(self, answer: Answer, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
+    def put(self, answer: BatchResult, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
         """Copy the rows of a batch, ``(sum of batch.n_rows, dim)``, into their requests; return those to be settled."""
         ends = range(1, len(batch.lengths) + 1) if batch.per_token is None else np.cumsum(batch.n_rows).tolist()
         touched = {}
