@@ -1,4 +1,4 @@
-"""Prompts of models, as users import them."""
+"""Prompts of models, under the name that users import them by."""
 
 from embellama.text.prompts import Prompt, Prompts
 

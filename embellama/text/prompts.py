@@ -1,11 +1,11 @@
-"""What a model wants written around a text, by name: `query`, `document`, `clustering`, …
+"""Write a model's prompts around texts, by name: `query`, `document`, `clustering`, …
 
 names of the model ──► Prompts.for_model ◄── the user's file, then prompts.toml beside this module
                              │
 name, texts, fields ──► Prompts.apply ──► the texts with their prompt ──► Tokenizer.encode
 
 A prompt is a template such as ``title: {title} | text: {text}``. `text` is in each template once; any other field is
-given with the call, unless the template has a default for it. What is put in is never read as a template itself.
+given with the call, unless the template has a default for it. Texts and fields are never read as templates.
 """
 
 import functools
@@ -79,9 +79,9 @@ class Prompts:
         """Write a prompt around each text.
 
         Args:
-            name: Which prompt.
-            texts: What the prompt's `text` stands for. What is empty or no `str` stays as it is: it is an error of
-                the text, and the tokenizer names it.
+            name: The prompt's name, or an alias.
+            texts: Texts to put in the place of the prompt's `text`. One that is empty or no `str` stays as it is: the
+                tokenizer names that error.
             fields: The prompt's other fields, the same for all texts.
 
         Raises:
@@ -124,7 +124,7 @@ class Prompt(msgspec.Struct, frozen=True):
         return f"{before}{text}{after}"
 
     def around(self, fields: Mapping[str, str]) -> tuple[str, str]:
-        """Return what comes before the text and what after it. Raises as `apply` does."""
+        """Return the template's parts before and after the text, fields put in. Raises as `apply` does."""
         for name, value in fields.items():
             if name not in self.fields:
                 raise PromptError(self.name, f"has no field {name!r}; it has {_listed(self.fields)}")
@@ -144,7 +144,7 @@ class Prompt(msgspec.Struct, frozen=True):
         return before, after
 
     def _parts(self) -> Iterator[tuple[str, str | None]]:
-        """Cut the template into what is written out and the field that follows it, if one does."""
+        """Cut the template into literal parts, each with the field that follows it, if one does."""
         try:
             for literal, field, spec, conversion in string.Formatter().parse(self.template):
                 if spec or conversion or (field is not None and not field.isidentifier()):
@@ -154,8 +154,8 @@ class Prompt(msgspec.Struct, frozen=True):
             raise ConfigError(f"template {self.template!r} has unpaired braces: {error}") from None
 
 
-class Model(NamedTuple):
-    """One entry of a file of prompts: name patterns, and what models of such names have."""
+class ModelPrompts(NamedTuple):
+    """One entry of a file of prompts: patterns of model names, and the prompts of models with such names."""
 
     match: list[str]
     prompts: list[Prompt]
@@ -166,7 +166,7 @@ class Model(NamedTuple):
         return any(fnmatchcase(_plain(name), _plain(pattern)) for pattern in self.match)
 
 
-def read_models(file: str | os.PathLike[str]) -> list[Model]:
+def read_models(file: str | os.PathLike[str]) -> list[ModelPrompts]:
     """Read a file of prompts; its format is in docs/prompts.md.
 
     Raises:
@@ -200,7 +200,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     models: list[_Entry]
 
 
-def _model(where: str, entry: _Entry) -> Model:
+def _model(where: str, entry: _Entry) -> ModelPrompts:
     prompts = [_prompt(f"{where}.prompts.{name}", name, value) for name, value in entry.prompts.items()]
     names = dict.fromkeys(["query", "document", *entry.prompts])
     for alias, name in entry.aliases.items():
@@ -208,7 +208,7 @@ def _model(where: str, entry: _Entry) -> Model:
             raise ConfigError(f"{where}.aliases.{alias}: a prompt has that name")
         if not isinstance(name, str) or name not in names:
             raise ConfigError(f"{where}.aliases.{alias}: there is no prompt {name!r}; there is {', '.join(names)}")
-    return Model(entry.match, prompts, entry.aliases)
+    return ModelPrompts(entry.match, prompts, entry.aliases)
 
 
 def _prompt(where: str, name: str, value: Any) -> Prompt:
@@ -224,7 +224,7 @@ def _prompt(where: str, name: str, value: Any) -> Prompt:
 
 
 @functools.cache
-def _built_in() -> list[Model]:
+def _built_in() -> list[ModelPrompts]:
     return read_models(BUILT_IN)
 
 

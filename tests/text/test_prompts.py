@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama.errors import ConfigError, PromptError
-from embellama.text.prompts import BUILT_IN, Model, Prompt, Prompts, read_models
+from embellama.text.prompts import BUILT_IN, ModelPrompts, Prompt, Prompts, read_models
 from tests.conftest import ROOT
 
 # Written by hand from the model cards named in prompts.toml.
@@ -276,7 +276,7 @@ def test_every_built_in_prompt_is_documented() -> None:
     assert table.splitlines()[2:] == [row for model in read_models(BUILT_IN) for row in rows(model)]
 
 
-def rows(model: Model) -> list[str]:
+def rows(model: ModelPrompts) -> list[str]:
     """What docs/prompts.md says of an entry: one row for each prompt, the entry's names in its first."""
     prompts = Prompts(model.prompts)
     told = [
@@ -297,7 +297,7 @@ def defaults(prompt: Prompt) -> str:
     return ", ".join(f"`{field}`: {code(value)}" for field, value in prompt.defaults.items())
 
 
-def other_names(model: Model, name: str) -> str:
+def other_names(model: ModelPrompts, name: str) -> str:
     return ", ".join(f"`{alias}`" for alias, target in model.aliases.items() if target == name)
 
 
