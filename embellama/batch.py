@@ -1,4 +1,4 @@
-"""Texts as arrays of token ids, joined for one llama.cpp call.
+"""Join texts, as arrays of token ids, into batches for one llama.cpp call.
 
 token ids of each text ── Batch.join ──► tokens, lengths ──► EmbeddingModel.encode, or a pipe to a worker
 """

@@ -1,7 +1,8 @@
-"""llama.cpp's C API, loaded once, with its log sent to Python's logging.
+"""Load llama.cpp's C API once, and send its log to Python's logging.
 
-Only this file and its users `header.py`, `weights.py`, `tokenizer.py` and `model.py` touch the C API; its names are
-llama.cpp's own (`llama.h`, `gguf.h`).
+Every module that calls llama.cpp takes `c_api` from here, so that the library is loaded with the settings below. Names
+are llama.cpp's own (`llama.h`); functions of ggml's (`gguf.h`, `ggml-backend.h`) that llama-cpp-python has no name for
+are called through `ggml`. Of all modules only `model.py` computes: it alone calls `llama_encode` and `llama_decode`.
 """
 
 import collections
@@ -37,7 +38,7 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
         return
     if level == _ERROR:
         _errors.append(line)
-    # Even its warnings are for those who ask: they are about files, not about what a user of this library did.
+    # Its warnings are logged for debugging only: they are about files, not about what a user of this library did.
     logger.debug("%s", line)
 
 
@@ -48,8 +49,8 @@ c_api.llama_backend_init()
 
 
 def ggml(function: str, result: Any, *arguments: Any) -> Any:
-    """Call a function of ggml's that llama-cpp-python has no name for, and take what it returns as `result`."""
-    call = libggml[function]  # an object of its own each time: nobody else sees its restype
+    """Call a function of ggml's that llama-cpp-python has no name for; `result` is its C return type."""
+    call = libggml[function]  # a new object each time, so that setting its restype changes no other call
     call.restype = result
     return call(*arguments)
 

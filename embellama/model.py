@@ -1,9 +1,9 @@
-"""One llama.cpp context, confined to the thread that made it.
+"""Compute embeddings in one llama.cpp context, on the thread that made it.
 
 Batch ── EmbeddingModel.encode ──► llama_encode or llama_decode ──► token vectors ── pool, normalize ──► rows, checked
 
-What kills a process in llama.cpp is checked before each call: more tokens than `n_ubatch`, more texts than
-`n_seq_max`. What comes out is checked too: a row that is not finite, or all zeros, is an error and never a vector.
+llama.cpp ends the process if a batch has more tokens than `n_ubatch` or more texts than `n_seq_max`, so that is checked
+before each call. Rows are checked too: one that is not finite, or all zeros, is an error and never a vector.
 """
 
 import ctypes
@@ -36,8 +36,8 @@ from embellama.outputs import normalize
 from embellama.pooling import pool
 from embellama.text.tokenizer import Tokenizer
 
-# Tokens a context is first made for. What it computes with is reserved at once, and a causal model's memory is also
-# written, so 32,768 tokens for a model of 0.6 billion parameters would take 3.6 GB in every worker.
+# Tokens a context is first made for. Its buffers are reserved at once, and a causal model's memory is also written, so
+# 32,768 tokens for a model of 0.6 billion parameters would take 3.6 GB in every worker.
 FIRST_CONTEXT = 512
 
 # A causal model reads a longer text in pieces of this many tokens: twice as many mask a square four times as large.
@@ -51,7 +51,8 @@ class EmbeddingModel:
     it: any use from another thread, and pickling, raises `WrongThread`. Use an `EmbeddingEngine` to share a model.
 
     Attributes:
-        config: The checked config it runs with; alone, it measures nothing and takes the default batch of 192 tokens.
+        config: The checked config it runs with. Without an engine nothing is measured: where the config does not set
+            `max_batch_tokens`, it is the default, 192.
         dim: Length of an embedding, or the number of a reranker's scores for a pair.
         pooling: How a text's tokens become one vector.
         limit: Most tokens in a text.
@@ -79,7 +80,7 @@ class EmbeddingModel:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Turns texts into what `encode` takes. Made on first use: a server's workers have no use for it."""
+        """Turns texts into token ids. Made on first use, because a server's workers have no use for it."""
         return Tokenizer(self._weights, self.config.n_ctx)
 
     def embed(self, text: str) -> Rows:
@@ -144,7 +145,7 @@ class EmbeddingModel:
         except ModelError:
             if len(batch.lengths) > 1:
                 raise
-            # What a text before it left behind may be to blame.
+            # Values that an earlier text left in the context may be to blame.
             self._renew(self._context.n_tokens)
             return self._compute(batch, n_threads)
 
@@ -234,7 +235,8 @@ class _Context:
 
     Attributes:
         n_tokens: Most tokens in a batch.
-        causal: Whether each token reads only those before it, so that a text may be computed in pieces.
+        causal: Whether the model is causal (each token reads only those before it), so that a text may be computed in
+            pieces.
     """
 
     def __init__(self, config: EngineConfig, weights: Weights, n_tokens: int, in_pieces: bool = False):
@@ -245,7 +247,7 @@ class _Context:
         self._ranks = weights.pooling == "rank"
         params = c_api.llama_context_default_params()
         # n_ctx holds the whole batch, shared by its texts (kv_unified), so no text is cut to n_ctx / n_seq_max.
-        # Whoever reads both ways reads a batch in one piece, which must then fit one n_ubatch.
+        # A bidirectional model reads a batch in one piece, which must then fit one n_ubatch.
         params.n_ctx = params.n_batch = self.n_tokens
         params.n_ubatch = max(CAUSAL_UBATCH, n_seq_max) if in_pieces else self.n_tokens
         params.n_seq_max = n_seq_max
@@ -289,7 +291,7 @@ class _Context:
         )
 
     def run(self, batch: Batch, n_threads: int) -> Rows:
-        """Compute a batch that fits; what comes out is unchecked.
+        """Compute a batch that fits; the result is not checked.
 
         Returns:
             Each token's vector, ``(n_tokens, dim) float32``, or a reranker's scores, ``(n_texts, dim) float32``.
@@ -304,7 +306,7 @@ class _Context:
 
         c_api.llama_set_n_threads(self._pointer, n_threads, n_threads)
         if self._memory:
-            # What a batch leaves behind is masked, but a masked NaN is still one: after a failure it is wiped.
+            # Values of an earlier batch are masked, but a masked NaN is still one: after a failure memory is wiped.
             c_api.llama_memory_clear(self._memory, self._failed)
             status = c_api.llama_decode(self._pointer, self._batch)
         else:

@@ -1,4 +1,4 @@
-"""Find out how many tokens to compute together: for this model, on this CPU, with this many threads.
+"""Measure how many tokens to compute together: for this model, on this CPU, with this many threads.
 
    tuned, tuned_apart ──► max_batch_tokens is set? ──► the cache folder knows? ──► as it says
                                                                │ no
@@ -34,14 +34,14 @@ logger = logging.getLogger("embellama.tuning")
 # the machine so much longer before a short text that just came.
 SIZES = (64, 96, 128, 192, 256, 384)
 
-# Short texts gain most from company.
+# Short texts gain most from larger batches, so that is what a sweep computes.
 TEXT_TOKENS = 16
 
-# A sweep takes so long at most, and a fast model is done after `N_ROUNDS`. Less than `MIN_ROUNDS` tell nothing.
+# A sweep takes this long at most, and a fast model is done after `N_ROUNDS`. Fewer than `MIN_ROUNDS` tell nothing.
 SWEEP_S = 1.75
 N_ROUNDS, MIN_ROUNDS = 9, 2
 
-# What is less faster than this is noise.
+# A smaller advantage over the default than this is noise.
 MARGIN = 1.03
 
 # Seconds for a token with each size of batch, by size.
@@ -49,12 +49,12 @@ Round = Mapping[int, float]
 
 
 def tuned(config: Config, weights: Weights) -> Config:
-    """Return a checked config with `max_batch_tokens` filled in, if need be measured here, on loaded `weights`."""
+    """Return a checked config with `max_batch_tokens` filled in; if it must be measured, then on loaded `weights`."""
     return _tuned(config, weights, lambda: sweep(weights, config))
 
 
 def tuned_apart(config: Config, vocabulary: Weights) -> Config:
-    """As `tuned`, but if need be measured in a process of its own, which loads the weights. `vocabulary` has none."""
+    """Return what `tuned` does, but measure in a separate process that loads the weights; `vocabulary` has none."""
 
     def measured() -> list[Round]:
         own = EngineConfig(**{name: getattr(config, name) for name in EngineConfig.__struct_fields__})
@@ -74,10 +74,10 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
     header = weights.header
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
     parts = [(device.name, device.description) for device in devices()]
-    finding = CachedMeasurement(
+    measurement = CachedMeasurement(
         "batch-tokens", sizes, header.architecture, tensors, parts, config.n_threads_busy, config.n_gpu_layers
     )
-    known = finding.read() or ""
+    known = measurement.read() or ""
     if known in {str(size) for size in SIZES}:
         return _told(config, int(known), "as measured before")
     started = time.monotonic()
@@ -90,7 +90,7 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
     size = choose(rounds)
     if len(rounds) < MIN_ROUNDS:  # not kept: perhaps the machine was busy
         return _told(config, size, f"the default: {SWEEP_S} s were too short to measure this model")
-    finding.write(str(size))
+    measurement.write(str(size))
     return _told(config, size, f"measured in {time.monotonic() - started:.1f} s")
 
 
@@ -127,7 +127,7 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
 
     def seconds(batch: Batch) -> float:
         started = time.perf_counter()
-        with contextlib.suppress(EmbeddingFailed):  # what a token does to others takes no longer
+        with contextlib.suppress(EmbeddingFailed):  # a vector that is not finite takes no longer to compute
             model.encode(batch, config.n_threads_busy)
         return time.perf_counter() - started
 

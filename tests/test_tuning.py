@@ -37,7 +37,7 @@ def config_of(path: str | Path, **settings: int) -> EngineConfig:
     return EngineConfig(model_path=str(path), **settings).checked()  # type: ignore[arg-type]
 
 
-def findings(cache: Path) -> list[str]:
+def measurements(cache: Path) -> list[str]:
     return [path.read_text() for path in cache.glob("batch-tokens-*")]
 
 
@@ -114,17 +114,17 @@ def test_what_was_measured_is_not_measured_again(tiny_path: str, cache: Path, ca
     with caplog.at_level(logging.INFO, "embellama.tuning"):
         first = tuned(config, weights)
         assert "measured in" in caplog.text
-        assert findings(cache) == [str(first.max_batch_tokens)]
+        assert measurements(cache) == [str(first.max_batch_tokens)]
         (path,) = cache.glob("batch-tokens-*")
         path.write_text("96")
         assert tuned(config, weights).max_batch_tokens == 96
         assert "batches of up to 96 tokens: as measured before" in caplog.text
         tuned(config_of(tiny_path, n_threads=3), weights)  # another number of threads is another question
-    assert len(findings(cache)) == 2
+    assert len(measurements(cache)) == 2
 
 
 @pytest.mark.parametrize("junk", ["", "0", "193", "many", "１２８"])
-def test_a_damaged_finding_is_measured_again(junk: str, tiny_path: str, cache: Path) -> None:
+def test_a_damaged_measurement_is_measured_again(junk: str, tiny_path: str, cache: Path) -> None:
     config = config_of(tiny_path)
     tuned(config, Weights(config))
     (path,) = cache.glob("batch-tokens-*")
@@ -143,7 +143,7 @@ def test_loading_a_model_measures_it(tiny_path: str, cache: Path) -> None:
     for _ in range(2):
         with EmbeddingEngine(config_of(tiny_path)) as engine:
             engine.embed(None, "hello")
-        assert len(findings(cache)) == 1
+        assert len(measurements(cache)) == 1
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_error(
@@ -151,14 +151,14 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    finding = CachedMeasurement("test")
-    finding.write("word")
-    assert finding.read() is None
+    measurement = CachedMeasurement("test")
+    measurement.write("word")
+    assert measurement.read() is None
     config = config_of(tiny_path)
     assert tuned(config, Weights(config)).max_batch_tokens in SIZES
 
 
-def test_a_finding_is_kept_for_its_key_and_leaves_no_other_file(cache: Path) -> None:
+def test_a_measurement_is_kept_for_its_key_and_leaves_no_other_file(cache: Path) -> None:
     CachedMeasurement("test", "a", 1).write("word")
     assert CachedMeasurement("test", "a", 1).read() == "word"
     assert CachedMeasurement("test", "a", 2).read() is None
@@ -168,7 +168,7 @@ def test_a_finding_is_kept_for_its_key_and_leaves_no_other_file(cache: Path) -> 
 def test_a_process_of_its_own_measures_the_same_question(tiny_path: str, cache: Path) -> None:
     config = config_of(tiny_path)
     found = tuned_apart(config, Weights(config, vocab_only=True)).max_batch_tokens
-    assert findings(cache) == [str(found)]
+    assert measurements(cache) == [str(found)]
     assert tuned(config, Weights(config)).max_batch_tokens == found
 
 
@@ -179,7 +179,7 @@ def test_a_process_that_dies_while_measuring_leaves_the_default(
     config = config_of(tiny_path)
     assert tuned_apart(config, Weights(config, vocab_only=True)).max_batch_tokens == DEFAULT_BATCH_TOKENS
     assert "could not be measured: its process ended by signal 6 (SIGABRT)" in caplog.text
-    assert not findings(cache)
+    assert not measurements(cache)
 
 
 def dies(*_: object) -> None:
@@ -226,7 +226,7 @@ def test_the_server_tells_what_it_measured_and_remembers(
         told = re.search(r"batches of up to (\d+) tokens: measured in", server.log.read_text())
         assert told
         assert httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": "hello"}).status_code == 200
-    assert findings(cache) == [told[1]]
+    assert measurements(cache) == [told[1]]
     with start_server(*flags) as server:
         assert f"batches of up to {told[1]} tokens: as measured before" in server.log.read_text()
     with start_server(*flags, "--max-batch-tokens", "100") as server:
@@ -241,4 +241,4 @@ def test_a_model_that_cannot_be_measured_fails_as_clearly_as_ever(tiny_path: str
     assert result.returncode == 1
     assert f"Error: cannot load {cut}" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not findings(cache)
+    assert not measurements(cache)

@@ -1,4 +1,4 @@
-"""What users ask before they serve a model: which format is fastest, and what is wrong with a file.
+"""Advice before a model is served: which format of it is fastest here, and what is wrong with its file.
 
-Nothing that embeds depends on it.
+Nothing that embeds depends on this.
 """

@@ -1,4 +1,4 @@
-"""Which format of a model, and which settings, are fastest on this machine, and what that costs in fidelity.
+"""Measure which format of a model, and which settings, are fastest on this machine, and how faithful they are.
 
    one file ──► llama.cpp's quantizer ──► F32, F16, BF16, Q8_0 in a temporary folder ──┐
    several files ──────────────────────────────────────────────────────────────────────┴─► a process for each
@@ -46,7 +46,7 @@ FORMATS = {
     "q8_0": (c_api.LLAMA_FTYPE_MOSTLY_Q8_0, 34 / 32),
 }
 
-# What is at least so near to the most precise vectors counts as faithful: 16-bit weights are, 8-bit ones are not quite
+# Vectors with at least this cosine to the most precise ones count as faithful: those of 16-bit weights, not quite 8-bit
 # (all-MiniLM-L6-v2: F16 0.999997, BF16 0.99996, Q8_0 0.998).
 FAITHFUL = 0.9999
 
@@ -107,7 +107,7 @@ Wind and waves have shaped these cliffs.
 
 
 class Candidate:
-    """One file in a process of its own, loaded once for each of the settings that are measured."""
+    """One file to measure, in a separate process: pools with different settings, each made when it is first used."""
 
     def __init__(self, path: str):
         self._path = path
@@ -140,7 +140,7 @@ class Candidate:
             waiting.pop(0).result()
             n_texts += PART
             spent = time.perf_counter() - started
-        for future in waiting:  # whoever is measured next must have the machine
+        for future in waiting:  # the next measurement must have the machine to itself
             future.result()
         return n_texts / spent, 1000 * statistics.median(alone)
 
@@ -245,7 +245,7 @@ def _made(header: Header, name: str, folder: Path) -> Row:
 
 
 class _Quantizer:
-    """llama.cpp's, for a process of its own."""
+    """Runs llama.cpp's quantizer, in a separate process because it may end one."""
 
     def quantize(self, path: str, target: str, ftype: int) -> None:
         params = c_api.llama_model_quantize_default_params()

@@ -1,8 +1,8 @@
-"""What the engine would do with a file, and what is usually wrong with one.
+"""Report what the engine would do with a GGUF file, and what is wrong with the file.
 
 file ── Header, vocabulary ──► inspect ──► facts, warnings ──► `embellama inspect`
 
-Nothing is loaded but the vocabulary.
+Only the vocabulary is loaded.
 """
 
 from collections.abc import Iterator
@@ -18,21 +18,21 @@ from embellama.jobs import Jobs
 from embellama.llama import c_api
 from embellama.text.pairs import TEMPLATE
 
-# Models of these architectures read both ways and were trained with a token before and after each text.
+# Models of these architectures are bidirectional, and were trained with a token before and after each text.
 _ENCODERS = ("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "modern-bert", "neo-bert")
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """What `inspect` found.
+    """Facts about one file, and warnings.
 
     Attributes:
-        info: What the engine would do with the file, as `EmbeddingEngine.model_info` has it; its pooling is ``none``
+        info: The file as `EmbeddingEngine.model_info` would describe it; its pooling is ``none``
             where the file does not say.
         tokenizer: Kind of vocabulary: ``bert`` (WordPiece), ``gpt2`` (byte-level BPE), ``t5`` (unigram), …
         n_vocab: Tokens in it.
         before: Tokens the engine puts before each text.
         after: Tokens it puts after each.
-        warnings: What may make its vectors other than its authors meant, or keeps it from being loaded.
+        warnings: Reasons why its vectors may not be those its authors meant, or why it cannot be loaded.
     """
 
     info: ModelInfo

@@ -1,4 +1,4 @@
-"""What `embellama bench` measured: as a table, as JSON, as a chart.
+"""Show what `embellama bench` measured: as a table, as JSON, as a chart.
 
 bench.py ──► Report ──► table, chart, msgspec.json.encode
 """
@@ -12,12 +12,12 @@ import msgspec
 
 from embellama.errors import ConfigError
 
-# What the chart puts where 1 - cosine is nothing: float32 cannot tell less from 1.
+# The loss drawn where 1 - cosine is 0: float32 cannot tell less from 1.
 NO_LOSS = 1e-7
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One file.
+    """The measurements of one file.
 
     Attributes:
         name: Its format where one file was made into several; else the file's name and its format.
@@ -54,10 +54,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What was measured.
+    """All measurements of one `embellama bench`, and its advice.
 
     Attributes:
-        cpu: The machine's.
+        cpu: Name of the machine's CPU.
         n_cores: Cores it may use.
         n_texts: Texts the cosines are over.
         reference: The row whose vectors the others are compared with.

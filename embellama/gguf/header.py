@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read without loading the model.
+"""Read the header of a GGUF file, its metadata and tensor list, without loading the model.
 
 file ── Header ──► Weights, and `embellama inspect`
 
@@ -85,7 +85,7 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp names it."""
+        """The model's architecture, as llama.cpp names it: ``"bert"``."""
         return str(self.values.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -100,7 +100,7 @@ class Header:
 
     @property
     def quantization(self) -> str:
-        """The type most bytes of weights come in, or most tensors when that is close enough: ``"q8_0"``."""
+        """The type that most tensors of the layers (``blk.``) have, not counting ``"f32"`` if any has another."""
         types = [type for name, type in self.tensors.items() if name.startswith("blk.")]
         wide = [type for type in types if type != "f32"] or types
         return max(set(wide), key=wide.count, default="")

@@ -1,9 +1,9 @@
-"""What in a file makes llama.cpp end the process, found before it can.
+"""Refuse GGUF files that would make llama.cpp end the process.
 
 Header ──► check_header ──► llama_model_load_from_file ──► check_vocabulary ──► Weights
 
-llama.cpp refuses most damaged files itself, and asserts the rest. The rules below are those whose absence
-`tests/test_models.py` has seen kill a process, on the architectures of `tests/tiny`; they are no proof of soundness.
+llama.cpp refuses most damaged files itself, and asserts the rest. Without the rules below
+`tests/gguf/test_loading.py` has seen processes killed, on the architectures of `tests/tiny`; they prove no file sound.
 """
 
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def _heads(header: Header) -> Iterator[str]:
 
 
 def _windows(header: Header) -> Iterator[str]:
-    """A model of local layers alone, or of global ones alone, where llama.cpp expects both."""
+    """Refuse a model of local layers alone, or of global ones alone, where llama.cpp expects both."""
     if header.architecture not in ("gemma-embedding", "modern-bert"):
         return
     every = header.count("attention.sliding_window_pattern", 6 if header.architecture == "gemma-embedding" else 3)

@@ -1,4 +1,4 @@
-"""Facts about this computer: its devices, what was measured on it and kept, a process for what may crash.
+"""Facts about this computer: its devices, measurements kept in the cache folder, a process for what may crash.
 
-No models and no texts: whoever measures something keeps it here.
+Nothing in here knows models or texts.
 """

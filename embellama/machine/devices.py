@@ -1,4 +1,4 @@
-"""What llama.cpp can compute on, on this machine and in this build.
+"""List the devices that this build of llama.cpp can compute on.
 
 ggml's list ──► devices() ──► `embellama devices`
 """
@@ -20,11 +20,11 @@ GPU_BUILD = (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One device.
+    """One device that llama.cpp can compute on.
 
     Attributes:
         name: llama.cpp's name for it: ``CPU``, ``CUDA0``, …
-        description: What it is.
+        description: The device's own name, such as the CPU's model.
         kind: ``cpu``, ``gpu``, ``igpu`` (shares the CPU's memory) or ``accelerator``.
         free_bytes: Memory that is free now.
         total_bytes: Memory it has.
@@ -38,7 +38,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 def devices() -> list[Device]:
-    """List what llama.cpp can compute on; the CPU is among them."""
+    """List the devices that llama.cpp can compute on; the CPU is among them."""
     return [_device(i) for i in range(ggml("ggml_backend_dev_count", ctypes.c_size_t))]
 
 

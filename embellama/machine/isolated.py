@@ -1,7 +1,7 @@
-"""A process of its own for what may end one, or must leave nothing behind.
+"""Run functions in a separate process, because they may crash it or must leave no memory behind.
 
-IsolatedProcess(make, …) ══► a new process: thing = make(…)
-call(function, …) ══► function(thing, …) ──► what it returns, or the error it raises
+IsolatedProcess(make, …) ══► a new process: target = make(…)
+call(function, …) ══► function(target, …) ──► what it returns, or the error it raises
                  ◄══
 a process that ends, or is silent for too long ──► ModelError
 """
@@ -18,24 +18,27 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from embellama.errors import EmbellamaError, ModelError
 
-Thing = TypeVar("Thing")
+Target = TypeVar("Target")
 Result = TypeVar("Result")
 Args = ParamSpec("Args")
 
-# What is asked of it takes seconds; loading a large file from a slow disk takes longer.
+# A call takes seconds; loading a large file from a slow disk takes longer.
 PATIENCE_S = 120.0
 
 
-class IsolatedProcess(Generic[Thing]):
-    """A thing in a process of its own, for use by one thread; the process goes with the `with` block, or before."""
+class IsolatedProcess(Generic[Target]):
+    """An object made in a separate process, and functions called on it there.
 
-    def __init__(self, make: Callable[..., Thing], *args: Any):
-        """Start the process and make the thing there. Functions and arguments are pickled.
+    For use by one thread. The process ends with the `with` block, or when the one that started it ends.
+    """
+
+    def __init__(self, make: Callable[..., Target], *args: Any):
+        """Start the process and call ``make(*args)`` there. Functions and arguments are pickled.
 
         Raises:
             EmbellamaError: As `make` raises it.
             ModelError: The process ended or hangs, or `make` raised something else.
-            OSError: There is no process to be had.
+            OSError: No process can be started.
         """
         context = multiprocessing.get_context("spawn")
         self._end, other_end = context.Pipe()
@@ -54,9 +57,9 @@ class IsolatedProcess(Generic[Thing]):
             raise
 
     def call(
-        self, function: Callable[Concatenate[Thing, Args], Result], *args: Args.args, **options: Args.kwargs
+        self, function: Callable[Concatenate[Target, Args], Result], *args: Args.args, **options: Args.kwargs
     ) -> Result:
-        """Call ``function(thing, …)`` there and return what it returns. Raises as `__init__` does."""
+        """Call ``function(target, …)`` there, on what `make` returned. Raises as `__init__` does."""
         try:
             self._end.send((function, args, options))
         except OSError:
@@ -69,7 +72,7 @@ class IsolatedProcess(Generic[Thing]):
         self._process.join()
         self._end.close()
 
-    def __enter__(self) -> "IsolatedProcess[Thing]":
+    def __enter__(self) -> "IsolatedProcess[Target]":
         return self
 
     def __exit__(
@@ -96,15 +99,15 @@ class IsolatedProcess(Generic[Thing]):
 
 
 def _serve(end: Connection, make: Callable[..., Any], *args: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: whoever started this decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the process that started this one decides
     threading.Thread(target=_exit_with_starter, daemon=True).start()
     os.environ["GGML_NO_BACKTRACE"] = "1"  # as in the server's workers
-    thing, error = _attempt(make, *args)
+    target, error = _attempt(make, *args)
     end.send((None, error))
     with contextlib.suppress(EOFError):
         while not error:
             function, values, options = end.recv()
-            end.send(_attempt(function, thing, *values, **options))
+            end.send(_attempt(function, target, *values, **options))
 
 
 def _attempt(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, EmbellamaError | None]:

@@ -1,4 +1,4 @@
-"""What was found out about this machine, kept so that it is found out once.
+"""Keep what was measured on this machine in the cache folder, so that it is measured once.
 
 amx, tuning ──► CachedMeasurement.read, .write ──► the user's cache folder: on Linux ~/.cache/embellama/KIND-KEY, or
                                                    $XDG_CACHE_HOME/embellama/KIND-KEY
@@ -18,10 +18,10 @@ logger = logging.getLogger("embellama.machine.measurements")
 
 
 class CachedMeasurement:
-    """A result measured on this machine, one word, in a file of its own.
+    """The result of one measurement, a short text, kept in a file of its own.
 
     Attributes:
-        path: The file.
+        path: The file; it may not exist yet.
     """
 
     def __init__(self, kind: str, *key: object):
@@ -35,18 +35,18 @@ class CachedMeasurement:
         self.path = cache / f"{kind}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
 
     def read(self) -> str | None:
-        """Return what was measured, or None if nothing was."""
+        """Return the result that was kept, or None if there is none."""
         try:
             return self.path.read_text()
         except (OSError, UnicodeDecodeError):
             return None
 
-    def write(self, word: str) -> None:
+    def write(self, result: str) -> None:
         """Keep a result; where it cannot be written, it will be measured again."""
         own = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # renamed whole: others may be reading
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(word)
+            own.write_text(result)
             own.replace(self.path)
         except OSError as error:
             logger.debug("%s is not kept: %s", self.path, error)

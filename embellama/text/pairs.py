@@ -1,4 +1,4 @@
-"""Query and document as a reranker reads them: one text.
+"""Join a query and each document into the one text that a reranker reads.
 
 query, documents ── PairFormat.encode ──► token ids of each pair ──► EmbeddingModel.encode, pooling rank ──► scores
 
@@ -22,7 +22,7 @@ TEMPLATE = "tokenizer.chat_template.rerank"
 
 
 class PairFormat:
-    """Writes pairs for one model."""
+    """Writes pairs of query and document for one model, in its own format."""
 
     def __init__(self, weights: Weights, tokenizer: Tokenizer):
         """Read the format of a model; raise `ModelLoadError` if it is a reranker whose template is no pair's."""

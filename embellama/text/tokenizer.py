@@ -49,8 +49,8 @@ class Piece(NamedTuple):
     """One token of a text.
 
     id: Its number in the vocabulary.
-    text: What the vocabulary has for it.
-    special: Whether it marks something rather than stands for text.
+    text: The token as the vocabulary writes it.
+    special: Whether it is a special token, such as ``[CLS]``, which stands for no text.
     start: Its first character in the text; None for a special one, and where the vocabulary does not tell.
     stop: The character after its last.
     """
@@ -95,7 +95,7 @@ class Tokenizer:
         """Tokenise texts.
 
         Args:
-            texts: What to tokenise.
+            texts: The texts.
             truncate: What to do with a text of more than `limit` tokens: raise (``none``), or leave out its ``end`` or
                 its ``start``. A number of tokens leaves out the end of texts that have more, special tokens included.
 

@@ -60,7 +60,7 @@ class Architecture:
         pooling: The pooling type the file states.
         notes: What sets it apart.
         n_ctx: Its context length in tokens.
-        causal: Whether a token sees only those before it.
+        causal: Whether the model is causal: a token sees only those before it.
         window: Tokens its local layers see to either side; 0 if it has none.
     """
 
@@ -113,7 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(write_qwen3, _LAST, "grouped queries, norms of queries and keys", causal=True),
     "qwen2": Architecture(write_qwen2, _LAST, "biases of queries, keys and values", causal=True),
     "qwen2-bidirectional": Architecture(
-        lambda path: write_qwen2(path, causal=False, pooling=_MEAN), _MEAN, "a decoder that looks both ways"
+        lambda path: write_qwen2(path, causal=False, pooling=_MEAN), _MEAN, "a bidirectional decoder"
     ),
     "mistral": Architecture(write_mistral, _LAST, "llama's, with SentencePiece", causal=True),
     "bert-reranker": Architecture(write_bert_reranker, _RANK, "pooler with tanh, one score"),

@@ -100,7 +100,7 @@ def write_eurobert(path: Path) -> Path:
 
 
 def write_llama_embed(path: Path) -> Path:
-    """Write a llama-embed-nemotron: Llama that looks both ways."""
+    """Write a llama-embed-nemotron: a bidirectional Llama."""
     file = _start(path, "llama-embed", vocabularies.llama, gguf.PoolingType.MEAN)
     file.writer.add_causal_attention(False)
     file.writer.add_rope_dimension_count(8)
@@ -117,7 +117,7 @@ def write_mistral(path: Path) -> Path:
 
 
 def write_qwen2(path: Path, *, causal: bool = True, pooling: gguf.PoolingType = gguf.PoolingType.LAST) -> Path:
-    """Write a Qwen2, as jina-code-embeddings is; without `causal` it looks both ways."""
+    """Write a Qwen2, as jina-code-embeddings is; without `causal` it is bidirectional."""
     file = _start(path, "qwen2", vocabularies.qwen, pooling)
     file.writer.add_causal_attention(causal)
     _add_llama(file, head_dim=8, n_kv_heads=2, rope_base=1000000.0, biases=True)
