@@ -88,7 +88,7 @@ def test_a_second_batch_waits_until_it_is_full_or_the_worker_free() -> None:
     made.submit([10])
     assert [batch.worker for batch in made.assign()] == [first.worker]
     made.submit([100])
-    assert list(made.assign()) == [], "two batches are in its hands"
+    assert list(made.assign()) == [], "it holds two batches"
 
 
 def test_a_full_waiting_room_refuses() -> None:
@@ -286,21 +286,21 @@ class Simulation(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = scheduler(n_workers=3, n_slots=2, max_waiting=5)
         self.workers = {0, 1, 2}
-        self.hands: list[Assignment] = []
+        self.held: list[Assignment] = []
         self.sizes: dict[int, list[int]] = {}  # open requests
         self.missing: dict[int, set[int]] = {}
         self.now = 0.0
         self.deadlines: dict[int, float] = {}
         self.retired: set[int] = set()
 
-    def hand_out(self) -> None:
+    def assign(self) -> None:
         for batch in self.scheduler.assign():
-            self.hands.append(batch)
+            self.held.append(batch)
             assert batch.worker in self.workers - self.retired
             assert len(batch.texts) <= 8
             sizes = [self.sizes[text.request][text.position] for text in batch.texts]
             assert len(sizes) == 1 or sum(sizes) <= 100
-            assert sum(held.worker == batch.worker for held in self.hands) <= 2
+            assert sum(held.worker == batch.worker for held in self.held) <= 2
 
     def close(self, id: int) -> None:
         del self.sizes[id], self.missing[id], self.deadlines[id]
@@ -311,7 +311,7 @@ class Simulation(RuleBasedStateMachine):
             self.close(id)
 
     def first_of(self, worker: int) -> Assignment | None:
-        return next((batch for batch in self.hands if batch.worker == worker), None)
+        return next((batch for batch in self.held if batch.worker == worker), None)
 
     def kills(self, batch: Assignment) -> bool:
         sizes = (self.sizes.get(text.request, [0] * 99)[text.position] for text in batch.texts)
@@ -328,7 +328,7 @@ class Simulation(RuleBasedStateMachine):
         assert not full
         self.sizes[id], self.missing[id] = sizes, set(range(len(sizes)))
         self.deadlines[id] = self.now + patience
-        self.hand_out()
+        self.assign()
 
     @rule(worker=st.integers(0, 2))
     def work(self, worker: int) -> None:
@@ -338,7 +338,7 @@ class Simulation(RuleBasedStateMachine):
         if self.kills(batch):
             self.die(worker)
             return
-        self.hands.remove(batch)
+        self.held.remove(batch)
         answer = self.scheduler.complete(batch.batch, worker)
         for row, text in answer.rows:
             assert batch.texts[row] == text
@@ -346,22 +346,22 @@ class Simulation(RuleBasedStateMachine):
         for id in answer.finished:
             assert not self.missing[id], "answered before every row was there"
             self.close(id)
-        self.hand_out()
+        self.assign()
 
     @rule(worker=st.integers(0, 2))
     def fail(self, worker: int) -> None:
         batch = self.first_of(worker)
         if batch and self.kills(batch):
-            self.hands.remove(batch)
+            self.held.remove(batch)
             self.failed(self.scheduler.fail(batch.batch, worker))
-            self.hand_out()
+            self.assign()
 
     def die(self, worker: int) -> None:
         self.workers.discard(worker)
         self.retired.discard(worker)
-        self.hands = [batch for batch in self.hands if batch.worker != worker]
+        self.held = [batch for batch in self.held if batch.worker != worker]
         self.failed(self.scheduler.worker_lost(worker))
-        self.hand_out()
+        self.assign()
 
     @rule(worker=st.integers(0, 2))
     def retire(self, worker: int) -> None:
@@ -375,7 +375,7 @@ class Simulation(RuleBasedStateMachine):
         if worker not in self.workers:
             self.workers.add(worker)
             self.scheduler.worker_ready(worker)
-            self.hand_out()
+            self.assign()
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -383,7 +383,7 @@ class Simulation(RuleBasedStateMachine):
             id = data.draw(st.sampled_from(sorted(self.sizes)))
             self.scheduler.cancel(id)
             self.close(id)
-            self.hand_out()
+            self.assign()
 
     @rule(seconds=st.integers(1, 20))
     def wait(self, seconds: int) -> None:
@@ -398,7 +398,7 @@ class Simulation(RuleBasedStateMachine):
         assert self.scheduler.n_open == len(self.sizes)
         assert self.scheduler.n_waiting <= 5
         if self.sizes and self.workers - self.retired:
-            assert self.hands, "there is work and a worker, but no batch is running"
+            assert self.held, "there is work and a worker, but no batch is running"
 
     def teardown(self) -> None:
         """With workers that work again, everything still open is answered."""
@@ -407,9 +407,9 @@ class Simulation(RuleBasedStateMachine):
         for worker in {0, 1, 2} - self.workers:
             self.restart(worker)
         for _ in range(10_000):
-            if not self.hands:
+            if not self.held:
                 break
-            worker = self.hands[0].worker
+            worker = self.held[0].worker
             self.work(worker)
             self.restart(worker) if worker not in self.workers else None
         assert not self.sizes

@@ -76,7 +76,7 @@ class SimulatedProcess:
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         assert self.alive
         self.tasks.append((id, batch))
-        assert sum(id > 0 for id, _ in self.tasks) <= 2, "more than two batches in a worker's hands"
+        assert sum(id > 0 for id, _ in self.tasks) <= 2, "a worker holds more than two batches"
 
     def stop(self) -> None:
         assert self.alive

@@ -23,7 +23,7 @@ def n_connections(server: FaultyServer) -> int:
 
 
 @pytest.mark.parametrize("n_requests", [1, 3])
-def test_a_hundred_clients_that_hang_up_cost_no_batch_that_was_not_in_a_workers_hands(
+def test_a_hundred_clients_that_hang_up_cost_no_batch_that_no_worker_held(
     start_faulty: StartFaulty, model_path: str, reference: Reference, n_requests: int
 ) -> None:
     flags = ("--model-path", model_path, "--workers", "1", "--max-batch-size", "4")
@@ -54,6 +54,6 @@ def test_one_text_is_answered_while_another_client_streams_2048_text_requests(
             assert are_vectors_of(server.post(reference.texts[i]), reference, [i])
             n_batches.append(server.n_batches() - before)
             assert not all(stream.done() for stream in streams)
-        # Two in each worker's hands when it came, and its own; a few more may follow before the count is read.
+        # Two that each worker held when it came, and its own; a few more may follow before the count is read.
         assert min(n_batches) <= 12
         assert all(stream.result().status_code == 200 for stream in streams)

@@ -266,7 +266,7 @@ def test_short_requests_are_answered_before_long_ones_that_came_first(n_long: in
     long = [pool.submit([text(50)] * 400) for _ in range(n_long)]
     for n in lengths:
         short = pool.submit([text(n)])
-        for _ in range(4):  # two batches in each worker's hands, one that is formed next, and its own
+        for _ in range(4):  # two batches that each worker holds, the one that is formed next, and its own
             for process in list(pool.processes):
                 pool.call(process.work)
         assert short.done()
