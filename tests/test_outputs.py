@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from embellama import ConfigError, EmbeddingFailed, InputError
 from embellama.outputs import Dtype, calibrate, check_dtype, check_normalization, cut, normalize, quantize
+from tests.conftest import TinyModel
+from tests.forward import pooled
+from tests.forward.model import Model
+from tests.known import PIECES, TEXT, Array, assert_alike, engine_of, unit
 
 Rows = NDArray[np.float32]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -255,3 +259,115 @@ def test_a_calibrated_limit_clips_nothing_it_was_made_from(rows: Rows) -> None:
     limit = calibrate(rows)
     assert 0 < limit <= 1.000001
     assert np.abs(quantize(rows, "int8", limit) * (limit / 127) - rows).max() <= limit / 254 + 1e-7
+
+
+# Through the engine
+
+
+def written(row: Array, dtype: Dtype) -> Array:
+    """Write a unit vector as docs/outputs.md says."""
+    bits = np.packbits(row > 0)
+    values: dict[str, Array] = {
+        "float32": row,
+        "float16": row.astype(np.float16),
+        "int8": np.rint(row.astype(np.float64) * 127).astype(np.int8),
+        "uint8": (np.rint(row.astype(np.float64) * 127) + 128).astype(np.uint8),
+        "ubinary": bits,
+        "binary": (bits.astype(int) - 128).astype(np.int8),
+    }
+    return values[dtype]
+
+
+@pytest.mark.parametrize("dimensions", [None, 32, 13, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8", "binary", "ubinary"])
+def test_every_kind_of_vector_is_cut_and_written(dtype: Dtype, dimensions: int | None, tiny: TinyModel) -> None:
+    options: Any = {"dtype": dtype, "dimensions": dimensions}
+    texts = ["red", TEXT, "blue " * 62]
+    with engine_of(tiny("bert-mean"), n_ctx=40) as engine:
+        pairs = [
+            (
+                engine.encode("tiny", texts, truncate="end", **options).vectors,
+                engine.encode("tiny", texts, truncate="end").vectors,
+            ),
+            (
+                engine.encode("tiny", texts, window_overlap=3, **options).vectors,
+                engine.encode("tiny", texts, window_overlap=3).vectors,
+            ),
+            (engine.embed_query("tiny", texts[:2], **options), engine.embed_query("tiny", texts[:2])),
+            (engine.embed_tokens("tiny", TEXT, **options), engine.embed_tokens("tiny", TEXT)),
+            (
+                engine.embed_chunks("tiny", TEXT, chunk_size=3, **options).vectors,
+                engine.embed_chunks("tiny", TEXT, chunk_size=3).vectors,
+            ),
+        ]
+    for got, whole in pairs:
+        kept = whole if dimensions in (None, 32) else unit(whole[:, :dimensions].astype(np.float64)).astype(np.float32)
+        expected = np.array([written(row, dtype) for row in kept])
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+        # The last digit may be rounded otherwise.
+        np.testing.assert_allclose(got.astype(np.float64), expected.astype(np.float64), atol=_step(dtype))
+
+
+def _step(dtype: str) -> float:
+    return {"float32": 1e-6, "float16": 1e-3, "int8": 1, "uint8": 1}.get(dtype, 0)
+
+
+@pytest.mark.parametrize("normalization", ["l1", "l2", "l3", "max-abs", "none"])
+@pytest.mark.parametrize("dimensions", [None, 5])
+def test_vectors_are_scaled_as_set_also_when_cut(normalization: str, dimensions: int | None, tiny: TinyModel) -> None:
+    path = tiny("bert-mean")
+    vocabulary = Model(path).get("tokenizer.ggml.tokens")
+    row = pooled(path, [vocabulary.index(piece) for piece in PIECES["bert-mean"]])[:dimensions]
+    scale = {
+        "l1": np.abs(row).sum(),
+        "l2": np.sqrt((row**2).sum()),
+        "l3": np.cbrt((np.abs(row) ** 3).sum()),
+        "max-abs": np.abs(row).max() / 32760,
+        "none": 1.0,
+    }[normalization]
+    with engine_of(path, normalization=normalization) as engine:
+        assert_alike(engine.embed("tiny", TEXT, dimensions=dimensions), row / scale)
+
+
+def test_a_limit_of_int8_is_the_configs(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean"), int8_limit=0.25) as engine:
+        row = engine.embed("tiny", TEXT)
+        got = engine.embed("tiny", TEXT, dtype="int8")
+    assert np.abs(row).max() > 0.25
+    np.testing.assert_allclose(got, np.rint(row.clip(-0.25, 0.25) / 0.25 * 127), atol=1)
+    assert np.abs(got.astype(int)).max() == 127
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dimensions": 0}, "dimensions is 0; this model gives 1 to 32"),
+        ({"dimensions": 33}, "dimensions is 33; this model gives 1 to 32"),
+        ({"dtype": "int4"}, "dtype is 'int4'; it must be one of float32, float16, int8, uint8, binary, ubinary"),
+        ({"dtype": None}, "dtype is None; it must be one of"),
+    ],
+)
+def test_an_output_there_is_none_of_is_named_before_anything_is_computed(
+    options: Any, message: str, tiny: TinyModel
+) -> None:
+    with engine_of(tiny("bert-mean")) as engine:
+        for ask in (
+            lambda: engine.embed("tiny", "poison", **options),
+            lambda: engine.embed("tiny", "poison", window_overlap=1, **options),
+            lambda: engine.embed_tokens("tiny", "poison", **options),
+            lambda: engine.embed_chunks("tiny", "poison", chunk_size=1, **options),
+        ):
+            with pytest.raises(InputError) as caught:
+                ask()
+            assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_vectors_of_any_length_need_a_limit_for_int8(dtype: Dtype, tiny: TinyModel) -> None:
+    with (
+        engine_of(tiny("bert-mean"), normalization="none") as engine,
+        pytest.raises(InputError, match=f"dtype is {dtype}, which holds -1 to 1; vectors with normalization none need"),
+    ):
+        engine.embed("tiny", "red", dtype=dtype)
+    with engine_of(tiny("bert-mean"), normalization="none", int8_limit=4.0) as engine:
+        assert engine.embed("tiny", "red", dtype=dtype).dtype == dtype

@@ -1,0 +1,85 @@
+"""Prompts written around texts, through the engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embellama import EmptyInput, InputError, InvalidText
+from embellama.errors import PromptError
+from tests.conftest import TinyModel
+from tests.known import TEXT, assert_alike, engine_of
+
+
+def test_a_prompt_is_written_around_each_text(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean"), model_name="e5-base") as engine:
+        np.testing.assert_allclose(engine.embed_query(None, "red"), engine.embed(None, "query: red"), atol=2e-3)
+        documents = engine.embed_document(None, ["red", "blue"])
+        assert_alike(documents, engine.embed_batch(None, ["passage: red", "passage: blue"]))
+        assert_alike(engine.embed_document(None, "red"), documents[0])
+        assert_alike(engine.embed(None, "red", prompt="passage"), documents[0])
+        assert_alike(engine.embed_query(None, "red", prompt="document"), documents[0])
+        # Its tokens are the text's, and count.
+        assert engine.embed_tokens(None, "red", prompt="query").shape == engine.embed_tokens(None, "query: red").shape
+        n_tokens = engine.encode(None, ["red"], prompt="query").n_tokens
+        assert n_tokens.tolist() == engine.encode(None, ["query: red"]).n_tokens.tolist()
+        # A text embedded without naming one stays as it is.
+        assert engine.encode(None, ["red"]).n_tokens.tolist() == [3]
+
+
+async def test_awaitable_twins_write_prompts_too(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean"), model_name="e5-base") as engine:
+        assert_alike(await engine.aembed_query(None, "red"), engine.embed_query(None, "red"))
+        assert_alike(await engine.aembed_document(None, ["red", "one"]), engine.embed_document(None, ["red", "one"]))
+        assert_alike(await engine.aembed_tokens(None, "red"), engine.embed_tokens(None, "red"))
+        chunks = await engine.aembed_chunks(None, TEXT, chunk_size=2)
+        assert_alike(chunks.vectors, engine.embed_chunks(None, TEXT, chunk_size=2).vectors)
+        ranking = await engine.arerank(None, "red", ["one", "red"], 1)
+        assert [ranked.index for ranked in ranking.results] == [
+            ranked.index for ranked in engine.rerank(None, "red", ["one", "red"], 1).results
+        ]
+
+
+def test_fields_are_put_in(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean"), model_name="embeddinggemma") as engine:
+        got = engine.embed_document(None, "red", fields={"title": "{text} one"})
+        assert_alike(got, engine.embed(None, "title: {text} one | text: red"))
+        assert_alike(engine.embed_document(None, "red"), engine.embed(None, "title: none | text: red"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompt": "code"}, PromptError, "prompt 'code' is not one of this model's: query, document"),
+        ({"prompt": "query"}, PromptError, "prompt 'query' needs the field 'task'"),
+        ({"prompt": "query", "fields": {"task": 3}}, PromptError, "prompt 'query' needs a str for 'task', not int"),
+        ({"prompt": "document", "fields": {"task": "a"}}, PromptError, "prompt 'document' has no field 'task'"),
+        ({"fields": {"task": "a", "b": "c"}}, InputError, "fields are given (task, b), but no prompt to put them in"),
+    ],
+)
+def test_a_prompt_or_field_that_is_missing_or_unknown_is_named(
+    options: Any, error: type[Exception], message: str, tiny: TinyModel, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.toml"
+    prompts.write_text('[[models]]\nmatch = ["tiny"]\n[models.prompts]\nquery = "{task}: {text}"\n')
+    with engine_of(tiny("bert-mean"), prompts_file=str(prompts)) as engine:
+        assert_alike(engine.embed_query("tiny", "red", fields={"task": "one"}), engine.embed("tiny", "one: red"))
+        asked: list[Callable[[], object]] = [
+            lambda: engine.embed("tiny", "red", **options),
+            lambda: engine.embed("tiny", "red", window_overlap=1, **options),
+            lambda: engine.embed_tokens("tiny", "red", **options),
+        ]
+        for ask in asked:
+            with pytest.raises(error) as caught:
+                ask()
+            assert str(caught.value).startswith(message)
+
+
+def test_errors_of_prompted_texts_name_the_caller_s(tiny: TinyModel) -> None:
+    with engine_of(tiny("bert-mean"), model_name="e5-base") as engine:
+        with pytest.raises(EmptyInput, match="text 1 is empty"):
+            engine.embed_query(None, ["red", ""])
+        with pytest.raises(InvalidText, match="text 1 is int, not str"):
+            engine.embed_query(None, ["red", 3])  # type: ignore[list-item]
