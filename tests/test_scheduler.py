@@ -171,7 +171,7 @@ def test_long_requests_without_end_do_not_keep_the_longest_out() -> None:
     pytest.fail("it was kept out")
 
 
-def test_short_batches_follow_a_short_request_among_long_ones() -> None:
+def test_small_batches_follow_a_small_request_among_long_ones() -> None:
     made = scheduler(n_workers=1, n_slots=2)
     made.submit([5] * 500)
     todo = list(made.assign())

@@ -13,7 +13,6 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
     FORMATS,
     MIN_SLICE_S,
     N_ROUNDS,
-    TEXTS,
     Candidate,
     _advice,
     _made,
@@ -181,10 +180,6 @@ def test_a_chart_without_matplotlib_says_what_to_install(tmp_path: Path) -> None
     assert result.stderr == (
         "Error: a chart needs matplotlib, which is not installed: pip install 'embellama[bench]'\n"
     )
-
-
-def test_the_texts_are_many_and_all_different() -> None:
-    assert len(set(TEXTS)) == len(TEXTS) == 40
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 8, 100])

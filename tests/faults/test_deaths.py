@@ -39,6 +39,20 @@ def test_kill_9_of_random_workers_under_load_fails_no_request(
         assert len(server.workers()) == 2
 
 
+def test_losing_every_worker_at_once_loses_no_accepted_request(
+    start_faulty: StartFaulty, model_path: str, reference: Reference
+) -> None:
+    with start_faulty("--model-path", model_path, "--workers", "2") as server:
+        crowd = Crowd(server, reference)
+        crowd.wait_answers(40)
+        for worker in server.workers():
+            worker.kill()
+        server.wait_ready()
+        crowd.wait_answers(40)
+        crowd.stop()
+        assert set(crowd.answers) <= {"right", "503"}, "with no worker at all, new requests may be refused"
+
+
 def test_a_stopped_worker_is_replaced_and_its_work_done_elsewhere(
     start_faulty: StartFaulty, model_path: str, reference: Reference
 ) -> None:

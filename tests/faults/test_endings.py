@@ -37,18 +37,17 @@ def is_right(answer: Answer, reference: Reference, start: int, n_texts: int = 4)
     return bool(np.sum(rows * reference.vectors[start : start + n_texts], axis=1).min() > 0.999)
 
 
-@pytest.mark.parametrize("round", range(2))
-def test_sigterm_under_load_answers_every_accepted_request(
-    start_faulty: StartFaulty, model_path: str, reference: Reference, round: int
+@pytest.mark.parametrize(("number", "n_read"), [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGINT, 1)])
+def test_told_to_stop_under_load_it_answers_every_accepted_request(
+    start_faulty: StartFaulty, model_path: str, reference: Reference, number: signal.Signals, n_read: int
 ) -> None:
     with start_faulty("--model-path", model_path, "--workers", "2") as server:
         family = [server.process, *server.process.children(recursive=True)]
         with accepted(server, reference) as clients:
-            if round:
-                read_answer(clients[0])
-                clients = clients[1:]
-            server.process.terminate()
-            for i, client in enumerate(clients, round):
+            for client in clients[:n_read]:
+                read_answer(client)
+            server.process.send_signal(number)
+            for i, client in enumerate(clients[n_read:], n_read):
                 assert is_right(read_answer(client), reference, i)
         assert server.process.wait(timeout=30) == 0
         assert not psutil.wait_procs(family, timeout=30)[1]

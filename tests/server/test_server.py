@@ -1,6 +1,5 @@
 """The server as its clients meet it: a real process, a real socket, the real OpenAI client."""
 
-import asyncio
 import re
 import socket
 import subprocess
@@ -132,21 +131,6 @@ def test_models_and_health_tell_what_is_served(server: Server, client: openai.Op
     assert picture["waiting"] == {"requests": 0, "tokens": 0}
 
 
-def test_each_worker_is_a_process_of_its_own(server: Server) -> None:
-    assert len(server.workers()) == 2
-
-
-async def test_requests_from_many_connections_get_their_own_rows(server: Server, reference: Reference) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-
-        async def check(start: int, n: int) -> None:
-            answer = await client.embeddings.create(model="minilm", input=reference.texts[start : start + n])
-            rows = np.array([item.embedding for item in answer.data])
-            assert np.sum(rows * reference.vectors[start : start + n], axis=1).min() > 0.999
-
-        await asyncio.gather(*(check(i % 40, i % 5 + 1) for i in range(60)))
-
-
 def test_a_body_over_the_limit_is_413(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "1", "--max-body-bytes", "1000") as server:
         told = httpx.post(f"{server.url}/v1/embeddings", content=b"x" * 1001)
@@ -261,7 +245,9 @@ def test_embed_command_prints_rows_as_json(tiny_path: str) -> None:
 
 def test_workers_share_the_weights_in_memory(server: Server, model_path: str) -> None:
     file = str(Path(model_path).resolve())
-    for worker in server.workers():
+    workers = server.workers()
+    assert len(workers) == 2
+    for worker in workers:
         maps = [region for region in worker.memory_maps(grouped=False) if region.path == file]
         resident, own_share = sum(region.rss for region in maps), sum(region.pss for region in maps)
         assert resident > 0.9 * Path(file).stat().st_size

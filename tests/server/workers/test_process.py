@@ -1,4 +1,4 @@
-"""What a supervisor sees of a worker process."""
+"""The memory of a worker process, as its supervisor sees it."""
 
 import multiprocessing
 import os
