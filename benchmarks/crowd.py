@@ -81,7 +81,7 @@ async def _serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[s
             )
         )
         serving = asyncio.ensure_future(http._serve(sockets=[listener]))
-        while dispatcher.status != "ok":  # noqa: ASYNC110 - the pool tells no one else
+        while dispatcher.state.status != "ok":  # noqa: ASYNC110 - the pool tells no one else
             await asyncio.sleep(0.05)
         gc.collect()
         gc.freeze()

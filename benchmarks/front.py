@@ -124,13 +124,13 @@ async def dispatch(model_path: str) -> dict[str, float]:
     server = build(ServerConfig(model_path=model_path, model_name="minilm", num_workers=2).checked())
     model = server.model(None)
     model.dispatcher.start()
-    while model.dispatcher.status != "ok":  # noqa: ASYNC110 - the pool tells no one else
+    while model.dispatcher.state.status != "ok":  # noqa: ASYNC110 - the pool tells no one else
         await asyncio.sleep(0.05)
     job = model.jobs.encode(["A short text."])
     took = []
     for _ in range(2000):
         start = time.perf_counter()
-        await model.dispatcher.submit(job, asyncio.get_running_loop().time() + 30)
+        await model.dispatcher.submit(job.tokens, deadline=asyncio.get_running_loop().time() + 30)
         took.append(time.perf_counter() - start)
     await model.dispatcher.close()
     return {"dispatcher, queue, pipe and worker: p50 ms": 1000 * statistics.median(took)}

@@ -1,43 +1,22 @@
 """Embed from any thread, and from asyncio, on models that are confined to threads of their own.
 
-texts ──► Jobs ──► Job ──► Pool.submit ══► the model's threads
-                                                   │
-answer ◄── Job.finish ◄── rows, in a future ◄═════╛
+EmbeddingEngine ──► JobRunner: a Job of the texts, its rows computed by the model's threads, the result made of them
+                       │
+                    ModelRegistry: the models, loaded and unloaded
 
-One engine holds many models, each in a `Pool`. Every method that embeds or ranks, but for `embed_stream`, has an
-awaitable twin whose name begins with `a`.
+Every method that embeds or ranks, but for `embed_stream`, has an awaitable twin whose name begins with `a`.
 """
 
-import asyncio
-import contextlib
-import functools
-import itertools
-import logging
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
-import msgspec
 from numpy.typing import NDArray
 
-from embellama.batch import Rows
+from embellama.backend import Progress
 from embellama.config import EngineConfig
-from embellama.errors import (
-    ConfigError,
-    EmbellamaError,
-    InputError,
-    InvalidOption,
-    ModelError,
-    ModelNotFound,
-    Unavailable,
-)
-from embellama.gguf.header import Header
+from embellama.errors import ConfigError
 from embellama.info import ModelInfo
-from embellama.jobs import Job, Jobs
 from embellama.options import (
     ChunkKeywords,
     ChunkOptions,
@@ -47,14 +26,12 @@ from embellama.options import (
     TokenOptions,
     Truncate,
 )
-from embellama.pool import Pool, Progress, Unloading, check_may_wait
+from embellama.pool import check_may_wait
+from embellama.registry import ModelRegistry
 from embellama.results import Chunks, Embeddings, Ranking
+from embellama.runner import JobRunner, MakeJob, once
 from embellama.text.tokenizer import Tokenized
 
-logger = logging.getLogger("embellama.engine")
-
-Answer = TypeVar("Answer")
-Ask = Callable[[Jobs], Job[Answer]]
 Vector = NDArray[Any]
 
 
@@ -79,31 +56,24 @@ class EmbeddingEngine:
             max_model_bytes: Most bytes of weights to hold. To load a model, those used longest ago are unloaded; one
                 that is asked for again is loaded again. None for no limit.
         """
-        self._models: dict[str, _Model] = {}
-        self._lock = threading.Lock()  # held while models come and go, not while they are used
-        self._clock = itertools.count(1)
-        self._closed = False
-        if max_model_bytes is not None and not (isinstance(max_model_bytes, int) and max_model_bytes > 0):
-            raise ConfigError(f"max_model_bytes is {max_model_bytes!r}; it must be a number of bytes, or None")
-        self._max_model_bytes = max_model_bytes
-        self._default: str | None = None
+        self._models = ModelRegistry(max_model_bytes)
+        self._runner = JobRunner(self._models)
         if config is not None:
             self.load_model(config)
 
     @property
     def models(self) -> list[str]:
         """Names of the models, in the order they were loaded; also of those that were unloaded to make room."""
-        return list(self._models)
+        return self._models.names
 
     @property
     def default_model(self) -> str | None:
         """The model that None stands for: the one last set here, or the first that was loaded."""
-        return self._default or next(iter(self.models), None)
+        return self._models.default
 
     @default_model.setter
     def default_model(self, name: str) -> None:
-        self._model(name)
-        self._default = name
+        self._models.default = name
 
     def load_model(self, config: EngineConfig) -> None:
         """Load one more model and start its threads.
@@ -115,15 +85,7 @@ class EmbeddingEngine:
         if not isinstance(config, EngineConfig):
             raise ConfigError(f"config is {config!r}, not an EngineConfig: EngineConfig(model_path=…) makes one")
         check_may_wait()
-        config = _anchored(config.checked())
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the engine is closed")
-            if config.model_name in self._models:
-                raise ConfigError(f"model_name is {config.model_name!r}: a model of that name is loaded already")
-            model = _Model(config)
-            self._load(model)
-            self._models[config.model_name] = model
+        self._models.load(config)
 
     def unload_model(self, model: str) -> None:
         """Answer what was asked of a model, then free and forget it.
@@ -132,13 +94,7 @@ class EmbeddingEngine:
             ModelNotFound: No model of that name is known.
         """
         check_may_wait()
-        with self._lock:
-            gone = self._model(model)
-            del self._models[gone.config.model_name]
-            if self._default == gone.config.model_name:
-                self._default = None
-        if gone.pool:
-            gone.pool.close()
+        self._models.unload(model)
 
     def reload_model(self, model: str) -> None:
         """Load a model's file again, which may have changed; calls go on with the old one until the new one is there.
@@ -152,12 +108,7 @@ class EmbeddingEngine:
             ModelLoadError: The file cannot be loaded; the old model stays.
         """
         check_may_wait()
-        with self._lock:
-            known = self._model(model)
-            old = known.pool
-            self._load(known)
-        if old:
-            old.close()
+        self._models.reload(model)
 
     def model_info(self, model: str | None = None) -> ModelInfo:
         """Describe a model.
@@ -165,7 +116,7 @@ class EmbeddingEngine:
         Raises:
             ModelNotFound: No model of that name is known.
         """
-        return self._model(model).info
+        return self._models.info(model)
 
     def encode(
         self,
@@ -184,7 +135,7 @@ class EmbeddingEngine:
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `EmbedOptions`.
         """
-        return self._run(model, _encoding(texts, options), progress)
+        return self._runner.run(model, _encoding(texts, options), progress)
 
     async def aencode(
         self,
@@ -195,7 +146,7 @@ class EmbeddingEngine:
         **options: Unpack[EmbedKeywords],
     ) -> Embeddings:
         """As `encode`, for asyncio. Cancelling drops what is still queued."""
-        return await self._arun(model, _encoding(texts, options), progress)
+        return await self._runner.arun(model, _encoding(texts, options), progress)
 
     def embed(self, model: str | None, text: str, **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""
@@ -253,9 +204,8 @@ class EmbeddingEngine:
         Yields:
             One vector per text, in the order given, ``(dim,)``. An error names the text by its position in the stream.
         """
-        for start, future in self._ahead(model, texts, n_ahead, options):
-            with _counted_from(start):
-                yield from future().vectors
+        for embeddings in self._runner.stream(model, texts, n_ahead, EmbedOptions(**options)):
+            yield from embeddings.vectors
 
     def embed_query(self, model: str | None, text: str | Iterable[str], **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one query, ``(dim,)``, or several, ``(n, dim)``, with the model's `query` prompt."""
@@ -283,11 +233,11 @@ class EmbeddingEngine:
         Returns:
             ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
         """
-        return self._run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
+        return self._runner.run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
 
     async def aembed_tokens(self, model: str | None, text: str, **options: Unpack[TokenKeywords]) -> Vector:
         """As `embed_tokens`, for asyncio."""
-        return (await self._arun(model, lambda jobs: jobs.tokens([text], TokenOptions(**options))))[0]
+        return (await self._runner.arun(model, lambda jobs: jobs.tokens([text], TokenOptions(**options))))[0]
 
     def embed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
@@ -297,11 +247,11 @@ class EmbeddingEngine:
             text: At most as long as the model reads.
             **options: See `ChunkOptions`.
         """
-        return self._run(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
+        return self._runner.run(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
     async def aembed_chunks(self, model: str | None, text: str, **options: Unpack[ChunkKeywords]) -> Chunks:
         """As `embed_chunks`, for asyncio."""
-        return await self._arun(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
+        return await self._runner.arun(model, lambda jobs: jobs.chunks(text, ChunkOptions(**options)))
 
     def rerank(
         self,
@@ -321,8 +271,8 @@ class EmbeddingEngine:
             top_n: Return so many at most; None for all.
             truncate: see `EmbedOptions`; for a reranker, it is documents that are cut.
         """
-        read = _once(documents)
-        return self._run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
+        read = once(documents)
+        return self._runner.run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     async def arerank(
         self,
@@ -334,23 +284,18 @@ class EmbeddingEngine:
         truncate: Truncate = "none",
     ) -> Ranking:
         """As `rerank`, for asyncio."""
-        read = _once(documents)
-        return await self._arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
+        read = once(documents)
+        return await self._runner.arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
         """Return texts' token ids, special ones included, as `encode` would compute them without a prompt."""
-        return self._pool(model).jobs.tokenizer.encode(texts, truncate)
+        check_may_wait()
+        return self._models.get(model).jobs.tokenizer.encode(texts, truncate)
 
     def close(self) -> None:
         """Answer what was asked, then free every model. Calling it again does nothing."""
         check_may_wait()
-        with self._lock:
-            self._closed = True
-            models = list(self._models.values())
-            self._models.clear()
-        for model in models:
-            if model.pool:
-                model.pool.close()
+        self._models.close()
 
     def __enter__(self) -> "EmbeddingEngine":
         return self
@@ -374,203 +319,7 @@ class EmbeddingEngine:
             return await self.aembed(model, text, **options)
         return await self.aembed_batch(model, text, **options)
 
-    def _run(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        job, future = self._submit(model, ask, progress)
-        try:
-            rows = future.result()
-        except BaseException:
-            future.cancel()  # interrupted while waiting: what is queued need not run
-            raise
-        return job.finish(rows)
 
-    async def _arun(self, model: str | None, ask: Ask[Answer], progress: Progress | None = None) -> Answer:
-        given_up = threading.Event()
-        submitted: list[Future[Rows]] = []
-
-        def submit() -> tuple[Job[Answer], Future[Rows]]:
-            job, future = self._submit(model, ask, progress)
-            submitted.append(future)
-            if given_up.is_set():  # nobody saw the future in time to cancel it
-                future.cancel()
-            return job, future
-
-        try:
-            # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
-            job, future = await asyncio.to_thread(submit)
-            return job.finish(await asyncio.wrap_future(future))
-        except asyncio.CancelledError:
-            given_up.set()
-            for future in submitted:
-                future.cancel()
-            raise
-
-    def _submit(
-        self, model: str | None, ask: Ask[Answer], progress: Progress | None
-    ) -> tuple[Job[Answer], "Future[Rows]"]:
-        while True:
-            pool = self._pool(model)
-            job = ask(pool.jobs)
-            # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
-            with contextlib.suppress(Unloading):
-                return job, pool.submit(job, progress)
-
-    def _ahead(
-        self, model: str | None, texts: Iterable[str], n_ahead: int, options: EmbedKeywords
-    ) -> Iterator[tuple[int, Callable[[], Embeddings]]]:
-        """Keep slices of a stream at work, and yield each with its first text's position."""
-        if isinstance(texts, str):
-            raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
-        if n_ahead < 1:
-            raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
-        # Several slices, so that some are at work while one is taken out.
-        n_slices = min(N_SLICES, n_ahead)
-        at_work: deque[tuple[int, Job[Embeddings], Future[Rows]]] = deque()
-        stream, start = iter(texts), 0
-        try:
-            while True:
-                while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
-                    with _counted_from(start):
-                        job, future = self._submit(model, _encoding(part, options), None)
-                    at_work.append((start, job, future))
-                    start += len(part)
-                if not at_work:
-                    return
-                first, job, future = at_work[0]
-                yield first, functools.partial(_finished, job, future)
-                at_work.popleft()
-        finally:
-            for _, _, future in at_work:
-                future.cancel()
-
-    def _model(self, name: str | None) -> "_Model":
-        known = self.default_model if name is None else name
-        model = self._models.get(known) if known is not None else None
-        if model is None:
-            if self._closed:
-                raise Unavailable("the engine is closed")
-            raise ModelNotFound(known or "", self.models)
-        model.used = next(self._clock)
-        return model
-
-    def _pool(self, name: str | None) -> Pool:
-        check_may_wait()
-        model = self._model(name)
-        pool = model.pool
-        model.notice_change()
-        if pool is None:
-            with self._lock:
-                model = self._model(name)  # it may have gone meanwhile
-                pool = model.pool or self._load(model)
-        return pool
-
-    def _load(self, model: "_Model") -> Pool:
-        """Load a model, or load it again, after unloading others if there is no room. The lock is held."""
-        if self._max_model_bytes is not None:
-            n_bytes = Header(model.config.model_path).n_bytes
-            if n_bytes > self._max_model_bytes:
-                raise ConfigError(
-                    f"max_model_bytes is {self._max_model_bytes}, but model {model.config.model_name!r} alone has "
-                    f"{n_bytes} bytes"
-                )
-            others = [m for m in self._models.values() if m.pool and m is not model]
-            others.sort(key=lambda m: m.used)
-            while sum(m.info.n_bytes for m in others) + n_bytes > self._max_model_bytes:
-                others.pop(0).unload()
-        return model.load()
-
-
-# Slices of a stream that are at work at once.
-N_SLICES = 4
-
-
-class _Model:
-    """One model the engine knows: loaded, or unloaded to make room."""
-
-    def __init__(self, config: EngineConfig):
-        self.config = config
-        self.pool: Pool | None = None
-        self.used = 0  # on the engine's clock
-        self._info: ModelInfo | None = None
-        self._stamp: tuple[int, ...] = ()
-        self._told = False
-        self._telling = threading.Lock()
-
-    @property
-    def info(self) -> ModelInfo:
-        assert self._info is not None
-        return msgspec.structs.replace(self._info, loaded=self.pool is not None, changed=self._changed())
-
-    def load(self) -> Pool:
-        stamp = self._file()
-        pool = Pool(self.config)
-        self._info = ModelInfo.of(self.config, pool.jobs, pool.weights)
-        self._stamp, self._told = stamp, False
-        self.pool = pool
-        return pool
-
-    def unload(self) -> None:
-        pool, self.pool = self.pool, None
-        if pool:
-            logger.info("unloading model %r to make room", self.config.model_name)
-            pool.close()
-
-    def notice_change(self) -> None:
-        """Say once that the file is no longer the one that was loaded.
-
-        Raises:
-            ModelError: The file was cut, so that reading the weights would end the process (SIGBUS).
-        """
-        if not self._changed():
-            return
-        path, name = self.config.model_path, self.config.model_name
-        with self._telling:
-            told, self._told = self._told, True
-        if not told:
-            how = "reload_model loads the new file" if self.pool else "the new file is loaded now"
-            logger.warning("%s has changed since model %r was loaded from it; %s", path, name, how)
-        file = self._file()
-        if self.pool and file[:2] == self._stamp[:2] and file[2] < self._stamp[2]:
-            raise ModelError(f"{path} was cut while model {name!r} was loaded from it; mend it and call reload_model")
-
-    def _changed(self) -> bool:
-        return self._file() != self._stamp
-
-    def _file(self) -> tuple[int, ...]:
-        """Tell one state of the file from another; () when there is none."""
-        try:
-            stat = os.stat(self.config.model_path)
-        except OSError:
-            return ()
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _anchored(config: EngineConfig) -> EngineConfig:
-    """Make its paths absolute: the files may be loaded again when the process is in another directory."""
-    prompts_file = config.prompts_file and os.path.abspath(config.prompts_file)
-    return msgspec.structs.replace(config, model_path=os.path.abspath(config.model_path), prompts_file=prompts_file)
-
-
-def _once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
-    """Read an iterable once, however often the call is made: its model may be unloaded before it is submitted."""
-    return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
-
-
-def _encoding(texts: Iterable[str], options: EmbedKeywords) -> Ask[Embeddings]:
-    read = _once(texts)
+def _encoding(texts: Iterable[str], options: EmbedKeywords) -> MakeJob[Embeddings]:
+    read = once(texts)
     return lambda jobs: jobs.encode(read(), EmbedOptions(**options))
-
-
-def _finished(job: Job[Embeddings], future: "Future[Rows]") -> Embeddings:
-    return job.finish(future.result())
-
-
-@contextlib.contextmanager
-def _counted_from(start: int) -> Iterator[None]:
-    """Make errors count texts from a stream's beginning."""
-    try:
-        yield
-    except EmbellamaError as error:
-        index = getattr(error, "index", None)
-        if index is None:
-            raise
-        raise type(error)(index + start, *error.args[1:]) from None

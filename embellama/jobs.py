@@ -4,7 +4,7 @@ texts ── prompt ──► Tokenizer ──► windows, pairs ──► Job.t
                                                                               │
 vectors, scores ◄── cut, quantize ◄── chunks, windows merged ◄── Job.finish ◄┘ rows
 
-No threads and no llama.cpp context: whoever has a pool runs a `Job` on it.
+No threads and no llama.cpp context: a `Backend` computes the rows.
 """
 
 import contextlib
@@ -59,34 +59,16 @@ class Job(NamedTuple, Generic[Answer]):
         stop = min(stop, len(self.tokens))
         return self._replace(tokens=self.tokens[start:stop], owners=range(start, stop))
 
-    def blame(self, error: EmbeddingFailed) -> ModelError:
-        """Name the caller's text in an error that names one of `tokens`."""
-        owner = error.index if self.owners is None else self.owners[error.index]
-        if owner is None:
-            return ModelError(f"the model failed on the query: {error.reason}")
-        return EmbeddingFailed(owner, error.reason)
-
-
-class Gathering:
-    """The rows of a job, as its texts are computed one after another, in whatever order.
-
-    Attributes:
-        job: Whose they are.
-        rows: What `Job.finish` takes, once every text has its rows.
-        n_done: Texts that have theirs.
-    """
-
-    def __init__(self, job: Job[Any], dim: int):
-        self.job = job
-        n_rows = [len(tokens) for tokens in job.tokens] if job.per_token else [1] * len(job.tokens)
-        self._starts = [0, *itertools.accumulate(n_rows)]
-        self.rows = np.empty((self._starts[-1], dim), np.float32)
-        self.n_done = 0
-
-    def put(self, position: int, rows: Rows) -> None:
-        """Take the rows of the text at `position`."""
-        self.rows[self._starts[position] : self._starts[position + 1]] = rows
-        self.n_done += 1
+    @contextlib.contextmanager
+    def naming_texts(self) -> Iterator[None]:
+        """Let an error that names one of `tokens`, as a back end's do, name the caller's text instead."""
+        try:
+            yield
+        except EmbeddingFailed as error:
+            owner = error.index if self.owners is None else self.owners[error.index]
+            if owner is None:
+                raise ModelError(f"the model failed on the query: {error.reason}") from None
+            raise EmbeddingFailed(owner, error.reason) from None
 
 
 class Jobs:

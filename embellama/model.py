@@ -29,6 +29,7 @@ from embellama.errors import (
     TextTooLong,
     WrongThread,
 )
+from embellama.gguf.loading import load_weights
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api, last_error
 from embellama.outputs import normalize
@@ -68,7 +69,7 @@ class EmbeddingModel:
         config = config.checked()
         batch_tokens = config.max_batch_tokens or DEFAULT_BATCH_TOKENS
         self.config = msgspec.structs.replace(config, max_batch_tokens=batch_tokens)
-        self._weights = weights or Weights(self.config)
+        self._weights = weights or load_weights(self.config)
         self.pooling = self._weights.pooling
         self.dim = self._weights.dim
         self.limit = min(self.config.n_ctx or self._weights.n_ctx_train, self._weights.n_ctx_train)

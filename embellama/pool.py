@@ -1,11 +1,11 @@
-"""One loaded model and its threads.
+"""A model's threads, each with a context of its own.
 
-   any thread                           │ threads of the model, each with a context of its own
-                                        │
-   Pool.submit(Job) ──► Scheduler ═════════► inbox ──► EmbeddingModel.encode
-      │ a future                        │                  │
-      ▼                                 │                  ▼
-   rows of the job ◄───────────────────── Scheduler.complete
+   any thread                              │ threads of the pool
+                                           │
+   Pool.submit ──► Ledger, Scheduler ════════► inbox ──► EmbeddingModel.encode
+      │ a future                           │                  │
+      ▼                                    │                  ▼
+   rows of the request ◄──────────────────────── Ledger.put
 
 Nothing waits here that no caller is waiting for, so the library's waiting room has no limit of its own.
 """
@@ -15,31 +15,29 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
+from embellama.backend import PoolState, Progress, Times
 from embellama.batch import Batch, Rows, Tokens
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
 from embellama.gguf.weights import Weights
-from embellama.jobs import Gathering, Job, Jobs
+from embellama.ledger import Ledger, OpenRequest
 from embellama.model import EmbeddingModel
 from embellama.scheduler import Assignment, Limits, Scheduler
-from embellama.tuning import tuned
 
 logger = logging.getLogger("embellama.pool")
 
-_thread = threading.local()  # has `serves` on the threads of models
+_thread = threading.local()  # has `serves` on the threads of pools
 
-# Called with the texts done so far and all of them.
-Progress = Callable[[int, int], None]
+Request = OpenRequest["Future[Rows]"]
 
 
 def check_may_wait() -> None:
-    """Raise `InputError` on a model's own thread, which would wait for itself."""
+    """Raise `InputError` on a pool's own thread, which would wait for itself."""
     if hasattr(_thread, "serves"):
         raise InputError("a progress callback cannot use the engine: it runs on a thread that the engine waits for")
 
@@ -49,23 +47,16 @@ class Unloading(Unavailable):
 
 
 class Pool:
-    """A model's weights, its threads, and the scheduler between callers and threads.
+    """The threads that compute with one model's weights, and the scheduler before them: a `Backend`."""
 
-    Attributes:
-        config: The model's, with `max_batch_tokens` filled in.
-        jobs: Makes what `submit` takes.
-        weights: The model's.
-    """
-
-    def __init__(self, config: EngineConfig):
-        """Load the model of `config`, already checked, and start its threads."""
+    def __init__(self, config: EngineConfig, weights: Weights):
+        """Start the threads for a checked and tuned `config`, and wait until each has its context."""
         self._pid = os.getpid()
-        self.weights = Weights(config)
-        self.config = config = tuned(config, self.weights)
-        self.jobs = Jobs(config, self.weights)
+        self._config = config
+        self._weights = weights
         self._changed = threading.Condition()  # guards everything below; notified when requests go
         self._scheduler = Scheduler(Limits.of(config))
-        self._requests: dict[int, _Request] = {}
+        self._ledger: Ledger[Future[Rows]] = Ledger(self._scheduler, weights.dim, Future)
         self._closing = False
         self._abandoned = False
         self._inboxes = [queue.SimpleQueue[_Task | None]() for _ in range(config.num_workers)]
@@ -84,41 +75,60 @@ class Pool:
             self._stop()
             raise
 
-    def submit(self, job: Job[Any], progress: Progress | None = None) -> "Future[Rows]":
-        """Compute a job's texts; cancelling the future drops what is still queued.
+    @property
+    def state(self) -> PoolState:
+        """How the pool is now."""
+        with self._changed:
+            return PoolState(
+                status="unavailable" if self._closing else "ok",
+                n_workers=len(self._threads),
+                n_ready=0 if self._closing else len(self._threads),
+                n_open=len(self._ledger),
+                n_waiting=self._scheduler.n_waiting,
+                waiting_tokens=self._scheduler.waiting_tokens,
+            )
 
-        Returns:
-            A future of the rows that `job.finish` takes. It may fail with `EmbeddingFailed`.
+    def check_room(self) -> None:
+        """Raise `Unloading` or `Unavailable` if nothing can be computed any more."""
+        name = self._config.model_name
+        if os.getpid() != self._pid:  # asked without the lock, which the fork may have taken along
+            raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
+        if self._abandoned:
+            raise Unavailable("Python is ending, and the models' threads have stopped")
+        if self._closing:
+            raise Unloading(f"model {name!r} is being unloaded")
+
+    def submit(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        per_token: bool = False,
+        deadline: float = float("inf"),
+        times: Times | None = None,
+        progress: Progress | None = None,
+    ) -> "Future[Rows]":
+        """Compute the rows of texts, as `Backend.submit` says.
 
         Raises:
             Unloading: The model is being unloaded.
             Unavailable: Python is ending, or this process is a fork of the one that loaded the model.
         """
-        if os.getpid() != self._pid:
-            name = self.config.model_name
-            raise Unavailable(f"model {name!r} was loaded in process {self._pid} and its threads do not follow a fork")
-        request = _Request(job, self.weights.dim, progress)
-        if not job.tokens:
-            request.future.set_result(request.gathering.rows)
-            return request.future
+        self.check_room()
         with self._changed:
-            if self._abandoned:
-                raise Unavailable("Python is ending, and the models' threads have stopped")
-            if self._closing:
-                raise Unloading(f"model {self.config.model_name!r} is being unloaded")
-            id = self._scheduler.submit([len(t) for t in job.tokens])
-            self._requests[id] = request
-            self._hand_out()
-        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
+            self.check_room()
+            request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
+            late = self._hand_out()
+        self._settle([request, *late])
+        request.future.add_done_callback(lambda future: self._cancel(request.id) if future.cancelled() else None)
         return request.future
 
     def close(self) -> None:
-        """Wait for every answer, then stop the threads. The weights go with the last user of this pool."""
+        """Wait for every answer, then stop the threads. The weights go with their last user."""
         if os.getpid() != self._pid:
             return  # a fork has none of the threads
         with self._changed:
             self._closing = True
-            self._changed.wait_for(lambda: not self._requests)
+            self._changed.wait_for(lambda: not len(self._ledger))
         self._stop()
 
     def _abandon(self) -> None:
@@ -139,23 +149,25 @@ class Pool:
 
     def _cancel(self, id: int) -> None:
         with self._changed:
-            self._scheduler.cancel(id)
-            self._requests.pop(id, None)
+            self._ledger.cancel(id)
             self._changed.notify_all()
 
-    def _hand_out(self) -> None:
+    def _hand_out(self) -> list[Request]:
+        """Give batches to free threads; return the requests that came too late, to be settled.
+
+        Requests only wait while threads compute, so looking for late ones when a batch ends is often enough.
+        """
         if self._abandoned:
-            return
+            return []
+        late = self._ledger.expire(time.monotonic())
         for assignment in self._scheduler.assign():
-            jobs = [self._requests[text.request].gathering.job for text in assignment.texts]
-            tokens = [job.tokens[text.position] for job, text in zip(jobs, assignment.texts, strict=True)]
-            per_token = [job.per_token for job in jobs]
-            self._inboxes[assignment.worker].put(_Task(assignment, tokens, per_token))
+            self._inboxes[assignment.worker].put(_Task(assignment, *self._ledger.texts(assignment)))
+        return late
 
     def _run(self, worker: int, started: "Future[None]") -> None:
-        _thread.serves = self.config.model_name
+        _thread.serves = self._config.model_name
         try:
-            model = EmbeddingModel(self.config, self.weights)
+            model = EmbeddingModel(self._config, self._weights)
         except BaseException as error:
             started.set_exception(error)
             return
@@ -168,60 +180,32 @@ class Pool:
                     batch = Batch.join(task.tokens, task.per_token)
                     rows = model.encode(batch, task.assignment.n_threads)
                 except Exception as error:  # whatever it is, it must reach the caller
-                    self._fail(task.assignment, error)
+                    self._on_error(task.assignment, error)
                 else:
-                    self._answer(task.assignment, batch, rows)
+                    self._on_rows(task.assignment, batch, rows)
 
-    def _answer(self, assignment: Assignment, batch: Batch, rows: Rows) -> None:
-        ends = np.cumsum(batch.n_rows)
+    def _on_rows(self, assignment: Assignment, batch: Batch, rows: Rows) -> None:
         with self._changed:
             answer = self._scheduler.complete(assignment.batch, assignment.worker)
-            touched = {}
-            for i, text in answer.rows:
-                request = touched[text.request] = self._requests[text.request]
-                request.gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
-            for id in answer.finished:
-                del self._requests[id]
-            self._hand_out()
+            touched = self._ledger.put(answer, batch, rows)
+            late = self._hand_out()
             self._changed.notify_all()
-        for id, request in touched.items():
-            request.tell()
-            if id in answer.finished and request.future.set_running_or_notify_cancel():
-                request.future.set_result(request.gathering.rows)
+        self._settle([*touched, *late])
 
-    def _fail(self, assignment: Assignment, error: Exception) -> None:
-        with self._changed:
-            failures = self._scheduler.fail(assignment.batch, assignment.worker)
-            failed = [(self._requests.pop(request), position) for request, position in failures]
-            self._hand_out()
-            self._changed.notify_all()
+    def _on_error(self, assignment: Assignment, error: Exception) -> None:
         reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
-        for request, position in failed:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(request.gathering.job.blame(EmbeddingFailed(position, reason)))
+        with self._changed:
+            failed = self._ledger.fail(self._scheduler.fail(assignment.batch, assignment.worker), reason)
+            late = self._hand_out()
+            self._changed.notify_all()
+        self._settle([*failed, *late])
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.settle()
 
 
 class _Task(NamedTuple):
     assignment: Assignment
-    tokens: Sequence[Tokens]
-    per_token: Sequence[bool]
-
-
-class _Request:
-    def __init__(self, job: Job[Any], dim: int, progress: Progress | None):
-        self.gathering = Gathering(job, dim)
-        self.future: Future[Rows] = Future()
-        self._progress = progress
-        self._telling = threading.Lock()  # one job at a time, and none after the last
-        self._n_told = 0
-
-    def tell(self) -> None:
-        n_done = self.gathering.n_done
-        with self._telling:
-            if self._progress and self._n_told < n_done:
-                self._n_told = n_done
-                try:
-                    self._progress(n_done, len(self.gathering.job.tokens))
-                except BaseException:  # even SystemExit: it would end the thread, and nobody would be answered
-                    logger.exception("a progress callback failed; it is not called again")
-                    self._progress = None
+    tokens: list[Tokens]
+    per_token: list[bool]

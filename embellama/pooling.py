@@ -6,7 +6,7 @@ llama.cpp pools too, but not by maximum, and a context that pools does not show 
 vectors (`model.py`) and this is where all pooling happens, except a reranker's head, which only llama.cpp has.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from embellama.batch import Rows
 
 # "rank" is a reranker's head: scores, not vectors. "none" is for token vectors alone.
 Pooling = Literal["mean", "cls", "last", "max", "mean-sqrt", "rank", "none"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def pool(tokens: Rows, lengths: NDArray[np.int32], pooling: Pooling) -> Rows:

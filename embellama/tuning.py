@@ -20,6 +20,7 @@ import numpy as np
 from embellama.batch import Batch
 from embellama.config import DEFAULT_BATCH_TOKENS, Config, EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError
+from embellama.gguf.loading import load_weights
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
 from embellama.machine.devices import devices
@@ -57,7 +58,7 @@ def tuned_apart(config: Config, vocabulary: Weights) -> Config:
 
     def measured() -> list[Round]:
         own = EngineConfig(**{name: getattr(config, name) for name in EngineConfig.__struct_fields__})
-        with IsolatedProcess(Weights, own) as process:
+        with IsolatedProcess(load_weights, own) as process:
             return process.call(sweep, own)
 
     return _tuned(config, vocabulary, measured)

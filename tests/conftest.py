@@ -23,6 +23,13 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REFERENCE = Path(__file__).parent / "reference"
 
+
+def tracked(*folders: str) -> list[Path]:
+    """List the files that git tracks below folders of the repository, in all their subfolders."""
+    listed = subprocess.check_output(["git", "ls-files", "-z", *folders], cwd=ROOT, text=True)
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
 # Servers of tests measure nothing at their start, and batch alike on every machine.
 os.environ["EMBELLAMA_MAX_BATCH_TOKENS"] = "192"
 

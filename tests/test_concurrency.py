@@ -27,6 +27,7 @@ from embellama import (
 )
 from embellama.gguf.header import Header
 from embellama.pool import Pool
+from embellama.runner import JobRunner
 from tests.conftest import Reference, run, wait_until
 from tests.forward import pooled
 from tests.tiny import ARCHITECTURES, write_bert
@@ -38,9 +39,7 @@ def tiny(path: str | Path, name: str = "tiny", num_workers: int = 2, **settings:
 
 
 def pool_of(engine: EmbeddingEngine, name: str = "tiny") -> Pool:
-    pool = engine._models[name].pool
-    assert pool
-    return pool
+    return engine._models.get(name)._pool
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ class Crowd:
 
     def _come_and_go(self, done: threading.Event) -> None:
         name = "comes and goes"
-        config = self.engine._models[name].config
+        config = self.engine._models.get(name).config
         while not done.is_set():
             n_seen = self.seen[name]  # so that it is not away all the time
             wait_until(lambda n=n_seen: self.seen[name] > n or done.is_set(), "it was asked")  # type: ignore[misc]
@@ -189,7 +188,7 @@ def test_unloading_answers_what_was_asked_before(tiny_path: str) -> None:
 
 
 def test_a_call_runs_on_while_another_model_is_loaded_or_unloaded(engine: EmbeddingEngine, tiny_path: str) -> None:
-    with engine._lock:  # as while a large model is loaded
+    with engine._models._lock:  # as while a large model is loaded
         assert engine.embed("tiny", "red").shape == (32,)
         assert engine.model_info("tiny").dim == 32
 
@@ -199,13 +198,13 @@ def test_a_call_runs_on_while_another_model_is_loaded_or_unloaded(engine: Embedd
 
 async def test_cancelling_a_call_drops_its_queued_work(tiny_path: str) -> None:
     with EmbeddingEngine(tiny(tiny_path)) as engine:
-        scheduler = pool_of(engine)._scheduler
+        pool = pool_of(engine)
         calls = [asyncio.ensure_future(engine.aembed_batch("tiny", ["red " * 60] * 2000)) for _ in range(4)]
-        await asyncio.to_thread(wait_until, lambda: scheduler.n_open == len(calls), "every call waits")
+        await asyncio.to_thread(wait_until, lambda: pool.state.n_open == len(calls), "every call waits")
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        assert (scheduler.n_open, scheduler.n_waiting) == (0, 0)
+        assert (pool.state.n_open, pool.state.n_waiting) == (0, 0)
         assert engine.embed("tiny", "red").shape == (32,)
 
 
@@ -213,7 +212,7 @@ async def test_cancelling_a_call_before_it_is_queued_drops_it_too(
     engine: EmbeddingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, read_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    submit = EmbeddingEngine._submit
+    submit = JobRunner._submit
 
     def watched(*arguments: Any) -> Any:
         answer = submit(*arguments)
@@ -225,7 +224,7 @@ async def test_cancelling_a_call_before_it_is_queued_drops_it_too(
         read_on.wait()
         yield from ["red " * 60] * 3000
 
-    monkeypatch.setattr(EmbeddingEngine, "_submit", watched)
+    monkeypatch.setattr(JobRunner, "_submit", watched)
     call = asyncio.ensure_future(engine.aembed_batch("tiny", texts()))
     await asyncio.to_thread(reading.wait)
     call.cancel()
@@ -234,7 +233,7 @@ async def test_cancelling_a_call_before_it_is_queued_drops_it_too(
     read_on.set()
     await asyncio.to_thread(submitted.wait)
     # Otherwise its 3,000 texts would be computed for nobody, and this text after some of them.
-    await asyncio.to_thread(wait_until, lambda: pool_of(engine)._scheduler.n_open == 0, "nothing is left")
+    await asyncio.to_thread(wait_until, lambda: pool_of(engine).state.n_open == 0, "nothing is left")
     await engine.aembed("tiny", "red")
 
 
@@ -243,7 +242,7 @@ async def test_a_timeout_ends_one_call_and_no_other(engine: EmbeddingEngine) -> 
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(engine.aembed_batch("tiny", ["red " * 60] * 5000), 0.01)
     assert (await other).shape == (1000, 32)
-    await asyncio.to_thread(wait_until, lambda: pool_of(engine)._scheduler.n_open == 0, "nothing is left")
+    await asyncio.to_thread(wait_until, lambda: pool_of(engine).state.n_open == 0, "nothing is left")
 
 
 # ---- progress
@@ -357,7 +356,7 @@ def test_a_stream_left_half_way_takes_its_queued_work_with_it(tiny_path: str) ->
             assert row.shape == (32,)
             break
         # The loop's generator is gone, and the 300 texts it had at work with it.
-        assert pool_of(engine)._scheduler.n_open == 0
+        assert pool_of(engine).state.n_open == 0
 
 
 @pytest.mark.parametrize(
@@ -372,7 +371,7 @@ def test_an_error_in_a_stream_names_the_text_by_its_position(
         rows.extend(stream)
     assert caught.value.index == 777  # type: ignore[attr-defined]
     assert 777 - 40 <= len(rows) <= 777
-    assert pool_of(engine)._scheduler.n_open == 0
+    assert pool_of(engine).state.n_open == 0
     assert next(stream, None) is None
 
 
@@ -383,7 +382,7 @@ def test_an_error_of_the_source_ends_a_stream_and_its_work(engine: EmbeddingEngi
 
     with pytest.raises(OSError, match="the disk is gone"):
         list(engine.embed_stream("tiny", texts(), n_ahead=50))
-    assert pool_of(engine)._scheduler.n_open == 0
+    assert pool_of(engine).state.n_open == 0
 
 
 def test_a_stream_outlives_reloading_and_ends_with_unloading(engine: EmbeddingEngine) -> None:
@@ -454,7 +453,7 @@ def test_a_forked_child_is_told_that_it_has_no_threads(engine: EmbeddingEngine) 
 def test_a_forked_child_can_close_an_engine_that_was_at_work(engine: EmbeddingEngine) -> None:
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(engine.embed_batch, "tiny", ["red " * 60] * 500)
-        wait_until(lambda: pool_of(engine)._scheduler.n_open == 1, "the call waits")
+        wait_until(lambda: pool_of(engine).state.n_open == 1, "the call waits")
         pid = os.fork()
         if pid == 0:
             signal.alarm(30)  # ends the child if it hangs
@@ -471,7 +470,7 @@ from embellama import EmbeddingEngine, EngineConfig
 engine = EmbeddingEngine(EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2))
 for _ in range(4):
     threading.Thread(target=engine.embed_batch, args=("tiny", ["red " * 60] * 5000), daemon=True).start()
-while engine._models["tiny"].pool._scheduler.n_open < 4:
+while engine._models.get("tiny").backend.state.n_open < 4:
     pass
 """
     result = run(sys.executable, "-c", program)

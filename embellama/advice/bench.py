@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -28,10 +29,12 @@ from embellama.config import EngineConfig, n_cores
 from embellama.errors import EmbellamaError, ModelError, ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.weights import pooling_of
+from embellama.jobs import Job
 from embellama.llama import c_api, last_error
 from embellama.machine.devices import devices
 from embellama.machine.isolated import IsolatedProcess
-from embellama.pool import Pool
+from embellama.registry import LoadedModel
+from embellama.results import Embeddings
 from embellama.tuning import TEXT_TOKENS
 
 # llama.cpp's types of files (llama.h, `llama_ftype`) that are made of a model, and bytes for a weight, most precise
@@ -104,36 +107,36 @@ Wind and waves have shaped these cliffs.
 
 
 class Candidate:
-    """One file, in a process of its own: pools of it, made when they are first used."""
+    """One file in a process of its own, loaded once for each of the settings that are measured."""
 
     def __init__(self, path: str):
         self._path = path
-        self._pools: dict[tuple[int, int], Pool] = {}
+        self._models: dict[tuple[int, int], LoadedModel] = {}
 
     def vectors(self) -> tuple[Rows, int]:
         """Return the vectors of `TEXTS`, ``(n_texts, dim) float32``, and how many tokens it computes together."""
-        pool = self._pool(0, 0)
-        return pool.submit(pool.jobs.encode(TEXTS)).result(), pool.config.max_batch_tokens
+        model = self._model(0, 0)
+        return _submit(model, model.jobs.encode(TEXTS)).result(), model.config.max_batch_tokens
 
     def speed(self, seconds: float, num_workers: int = 0, n_threads: int = 0) -> tuple[float, float]:
         """Measure for about so long; return texts/s of all workers together, and milliseconds of one text alone."""
-        pool = self._pool(num_workers, n_threads)
-        one = pool.jobs.encode(TEXTS[:1])
+        model = self._model(num_workers, n_threads)
+        one = model.jobs.encode(TEXTS[:1])
         alone: list[float] = []
         started = time.perf_counter()
         while not alone or time.perf_counter() - started < ALONE_SHARE * seconds:
             before = time.perf_counter()
-            pool.submit(one).result()
+            _submit(model, one).result()
             alone.append(time.perf_counter() - before)
 
-        jobs = itertools.cycle([pool.jobs.encode(TEXTS[i : i + PART]) for i in range(0, len(TEXTS), PART)])
+        jobs = itertools.cycle([model.jobs.encode(TEXTS[i : i + PART]) for i in range(0, len(TEXTS), PART)])
         # As many texts wait as fill two batches for each worker, so that none idles.
-        n_waiting = 2 * pool.config.num_workers * pool.config.max_batch_tokens // (TEXT_TOKENS * PART)
-        waiting = [pool.submit(next(jobs)) for _ in range(2 + n_waiting)]
+        n_waiting = 2 * model.config.num_workers * model.config.max_batch_tokens // (TEXT_TOKENS * PART)
+        waiting = [_submit(model, next(jobs)) for _ in range(2 + n_waiting)]
         waiting.pop(0).result()
         n_texts, spent, started = 0, 0.0, time.perf_counter()
         while not n_texts or spent < (1 - ALONE_SHARE) * seconds:
-            waiting.append(pool.submit(next(jobs)))
+            waiting.append(_submit(model, next(jobs)))
             waiting.pop(0).result()
             n_texts += PART
             spent = time.perf_counter() - started
@@ -141,12 +144,16 @@ class Candidate:
             future.result()
         return n_texts / spent, 1000 * statistics.median(alone)
 
-    def _pool(self, num_workers: int, n_threads: int) -> Pool:
+    def _model(self, num_workers: int, n_threads: int) -> LoadedModel:
         config = EngineConfig(model_path=self._path, num_workers=num_workers, n_threads=n_threads).checked()
         key = config.num_workers, config.n_threads
-        if key not in self._pools:
-            self._pools[key] = Pool(config)
-        return self._pools[key]
+        if key not in self._models:
+            self._models[key] = LoadedModel(config)
+        return self._models[key]
+
+
+def _submit(model: LoadedModel, job: Job[Embeddings]) -> "Future[Rows]":
+    return model.backend.submit(job.tokens)
 
 
 Processes = dict[str, IsolatedProcess[Candidate]]  # by path

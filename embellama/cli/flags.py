@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, VarTupleType
+from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
 
 from embellama.config import Config, autos, convert, fields
 from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Options = TypeVar("Options", bound=msgspec.Struct)
 
 
 def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
@@ -38,7 +39,7 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
     """Return the default of each field of `kind` as users write it; "" where it has none."""
 
     def written(field: msgspec.inspect.Field) -> str:
-        value = "" if field.required or field.default == () else field.default
+        value = "" if field.required or field.default in ((), None) else field.default
         if value == 0 and field.name in autos(kind):
             return "auto"
         return str(value).lower() if isinstance(value, bool) else str(value)
@@ -110,6 +111,32 @@ def config_options(
     return decorate
 
 
+def call_options(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a click command a flag for each field of `kind`, and call it with ``options: kind``.
+
+    They say what one call does, so no variable sets them. A wrong value ends the command with click's usage error.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(*args: Any, **values: Any) -> Any:
+            given = {field: value for field in names if (value := values.pop(field)) is not None}
+            try:
+                options = msgspec.convert(given, kind, strict=False)
+            except msgspec.ValidationError as error:
+                field = str(error).partition(" - at `$.")[2].rstrip("`")
+                allowed = _allowed(_plain_types(kind)[field])
+                raise click.UsageError(f"--{names[field]} is {given[field]!r}; it must be {allowed}") from None
+            return command(*args, options=options, **values)
+
+        for option in reversed(_options(kind, None, variables=False)):
+            run = option(run)
+        return run
+
+    names = flags(kind)
+    return decorate
+
+
 def _read(path: str, kind: type[Config]) -> dict[str, Any]:
     """Read a file of settings; raises `ConfigError`."""
     try:
@@ -129,7 +156,28 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
 
-def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[[Function], Function]]:
+def _plain_types(kind: type[msgspec.Struct]) -> dict[str, msgspec.inspect.Type]:
+    """Return the type of each field of `kind` without its description, and without None where that means not given."""
+    plain = {}
+    for field in fields(kind):
+        type: Any = field.type.type if isinstance(field.type, Metadata) else field.type
+        others = [each for each in getattr(type, "types", ()) if not isinstance(each, NoneType)]
+        plain[field.name] = others[0] if len(others) == 1 else type
+    return plain
+
+
+def _allowed(type: msgspec.inspect.Type) -> str:
+    """Say in words what a flag may be."""
+    if isinstance(type, UnionType):
+        return " or ".join(map(_allowed, type.types))
+    if isinstance(type, LiteralType):
+        return ", ".join(map(str, type.values))
+    return "a whole number" if isinstance(type, IntType) else "a text"
+
+
+def _options(
+    kind: type[msgspec.Struct], argument: str | None, *, variables: bool = True
+) -> list[Callable[[Function], Function]]:
     options = []
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
     for field in fields(kind):
@@ -139,7 +187,7 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
         name = flags(kind).get(field.name)
         if name is None:
             continue
-        inner = field.type.type if isinstance(field.type, Metadata) else field.type
+        inner = _plain_types(kind)[field.name]
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"
         type: Any = None
         if isinstance(inner, LiteralType):
@@ -160,8 +208,8 @@ def _options(kind: type[msgspec.Struct], argument: str | None) -> list[Callable[
                 metavar="AUTO|INTEGER" if field.name in autos(kind) else None,
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required else {"default": None}),
-                envvar=variable(name),
-                show_envvar=True,
+                envvar=variable(name) if variables else None,
+                show_envvar=variables,
                 help=text,
             )
         )

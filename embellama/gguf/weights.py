@@ -13,7 +13,6 @@ from typing import Any
 
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelLoadError
-from embellama.gguf import amx
 from embellama.gguf.header import Header
 from embellama.gguf.soundness import check_header, check_vocabulary
 from embellama.llama import c_api, last_error
@@ -40,8 +39,13 @@ class Weights:
         causal: Whether each token reads only those before it, as far as the file says; encoders may not say.
     """
 
-    def __init__(self, config: EngineConfig, *, vocab_only: bool = False):
-        """Load `config.model_path`; with `vocab_only`, just what a `Tokenizer` needs.
+    def __init__(self, config: EngineConfig, *, vocab_only: bool = False, repack: bool = False):
+        """Load `config.model_path`. To compute with it, use `load_weights`, which knows whether to `repack`.
+
+        Args:
+            vocab_only: Load just what a `Tokenizer` needs.
+            repack: Let llama.cpp lay weights out anew for this CPU: faster, but it ends the process where AMX is
+                broken (`embellama.gguf.amx`). Otherwise they stay as they are in the file.
 
         Raises:
             ConfigError: Layers are wanted on a GPU that this llama.cpp was not built for.
@@ -65,7 +69,7 @@ class Weights:
         params = c_api.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
-        params.use_extra_bufts = vocab_only or amx.usable(self.header)
+        params.use_extra_bufts = repack
         with _loading:
             last_error()
             model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)

@@ -205,10 +205,12 @@ class EmbeddingRoute:
                         await asyncio.sleep(FULL_S)
                         continue
                 first, submitted = running.popleft()
-                result = job.finish(await submitted.rows())
+                rows = await submitted.rows()
+                with submitted.job.naming_texts():  # `finish` counts texts from the part's first
+                    result = job.finish(rows)
                 exchange.n_truncated = int(np.count_nonzero(result.n_cut))
-                rows = dialect.stream_rows(request, result, first, exchange.context(model))
-                await exchange.send_part(dialect.stream_type, rows)
+                lines = dialect.stream_rows(request, result, first, exchange.context(model))
+                await exchange.send_part(dialect.stream_type, lines)
             exchange.computed()
             end = dialect.stream_end(request, exchange.context(model))
             await exchange.send_part(dialect.stream_type, end, last=True)

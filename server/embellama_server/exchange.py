@@ -13,12 +13,12 @@ from typing import Any
 
 from starlette.types import Scope, Send
 
+from embellama.backend import Times
 from embellama.jobs import Job
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ServedModel
 from embellama_server.telemetry.access import ACCESS_FIELDS
 from embellama_server.telemetry.metrics import Metrics
-from embellama_server.workers.dispatcher import Times
 
 # An id that a client gives its request comes back to it; other requests get a new one.
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -139,7 +139,7 @@ class _Joining:
 
 
 class _Timer:
-    """Jobs a function after a while, unless stopped before."""
+    """Calls a function after a while, unless stopped before."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, function: Callable[[], None]):
         self._loop, self._seconds, self._function = loop, seconds, function

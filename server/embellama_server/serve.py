@@ -21,6 +21,7 @@ from types import FrameType
 
 import click
 import msgspec
+import psutil
 import uvicorn
 import uvloop
 
@@ -198,24 +199,21 @@ def _check_memory(models: list[ServedModel]) -> None:
     """Refuse to start more workers than there is memory for; those of one model share its weights' pages."""
     n_bytes, n_workers = sum(model.info.n_bytes for model in models), sum(model.config.num_workers for model in models)
     wanted, available = n_bytes + n_workers * WORKER_BYTES, _available_bytes()
-    if available is not None and wanted > available:
+    if wanted > available:
         raise ConfigError(
             f"num_workers is {n_workers}: with weights of {n_bytes / 1e6:.0f} MB they need about "
             f"{wanted / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available"
         )
 
 
-def _available_bytes() -> int | None:
-    """Return how much memory this process and its children may still take; None where that is not known."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+def _available_bytes() -> int:
+    """Return how much memory this process and its children may still take."""
+    available = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" is none
         folder = Path("/sys/fs/cgroup")
         most, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
-        found.append(int(most) - int(used))
-    return min(found, default=None)
+        available = min(available, int(most) - int(used))
+    return available
 
 
 def _listen(config: ServerConfig) -> socket.socket:

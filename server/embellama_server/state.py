@@ -9,6 +9,7 @@ Used on the event loop only.
 import asyncio
 from typing import Any, NamedTuple
 
+from embellama.backend import Backend, Times
 from embellama.batch import Rows
 from embellama.errors import ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
@@ -16,18 +17,20 @@ from embellama.jobs import Job, Jobs
 from embellama_server.config import ServerConfig
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
-from embellama_server.workers.dispatcher import Dispatcher, Times
+from embellama_server.workers.dispatcher import Dispatcher
 
 
 class SubmittedJob:
     """A job at a back end, whose rows are to come."""
 
-    def __init__(self, future: "asyncio.Future[Rows]"):
+    def __init__(self, job: Job[Any], future: "asyncio.Future[Rows]"):
+        self.job = job
         self._future = future
 
     async def rows(self) -> Rows:
-        """Wait for what `Job.finish` takes."""
-        return await self._future
+        """Wait for what `Job.finish` takes; an error about a text names the caller's."""
+        with self.job.naming_texts():
+            return await self._future
 
     def cancel(self) -> None:
         """Drop what no worker computes yet."""
@@ -49,7 +52,7 @@ class ServedModel(NamedTuple):
     jobs: Jobs
     info: ModelInfo
     dispatcher: Dispatcher
-    backend: Dispatcher
+    backend: "Backend[asyncio.Future[Rows]]"
     created: int
 
     def submit(self, job: Job[Any], deadline: float, times: Times) -> SubmittedJob:
@@ -64,7 +67,9 @@ class ServedModel(NamedTuple):
             ServiceError: It cannot be computed in time.
             EmbeddingFailed: A text killed workers not long ago.
         """
-        return SubmittedJob(self.backend.submit(job, deadline, times))
+        with job.naming_texts():
+            future = self.backend.submit(job.tokens, per_token=job.per_token, deadline=deadline, times=times)
+        return SubmittedJob(job, future)
 
 
 class ServerState:

@@ -17,7 +17,6 @@ from embellama_server.workers.channel import CANARY, STARTED, Reply
 from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama.batch import Batch, Rows, Tokens
-from embellama.jobs import Job
 
 DIM = 4
 KILLS, FAILS, HANGS = 1001, 1002, 1003  # tokens of texts that end a worker, that it cannot compute, that it is lost in
@@ -181,8 +180,7 @@ class Pool:
             self.wait(every)
 
     def submit(self, texts: list[Tokens], patience: float = 1000.0) -> "asyncio.Future[Rows]":
-        job = Job(texts, lambda rows: rows)
-        return self.call(lambda: self.dispatcher.submit(job, self.loop.now + patience))
+        return self.call(lambda: self.dispatcher.submit(texts, deadline=self.loop.now + patience))
 
     def restart_workers(self) -> None:
         """As SIGHUP does."""

@@ -82,7 +82,7 @@ def test_a_worker_that_leaks_is_replaced_after_its_batch(
 ) -> None:
     # A fresh worker takes some 70 MB of its own; a batch here leaks 17.
     flags = ("--model-path", model_path, "--workers", "2", "--max-worker-memory", str(200 << 20))
-    with start_faulty(*flags, hook="leaks", constants=("supervisor.MEMORY_S=0.2",)) as server:
+    with start_faulty(*flags, hook="leaks", constants=("workers.supervisor.MEMORY_S=0.2",)) as server:
         old = pids(server)
         crowd = Crowd(server, reference)
         wait_until(lambda: not pids(server) & old, "both are replaced")
@@ -95,7 +95,7 @@ def test_a_worker_that_drifts_is_replaced_even_under_load(
     start_faulty: StartFaulty, model_path: str, reference: Reference, tmp_path: Path
 ) -> None:
     flags = ("--model-path", model_path, "--workers", "2")
-    with start_faulty(*flags, hook="drifts", constants=("supervisor.CANARY_S=0.3",)) as server:
+    with start_faulty(*flags, hook="drifts", constants=("workers.supervisor.CANARY_S=0.3",)) as server:
         crowd = Crowd(server, reference)
         crowd.wait_answers(40)
         (tmp_path / "drift").touch()

@@ -126,7 +126,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.check_answers()
         assert not self.pool.loop.errors
         scheduler = self.pool.dispatcher._scheduler
-        assert self.pool.dispatcher.n_open == len(self.open)
+        assert self.pool.dispatcher.state.n_open == len(self.open)
         assert scheduler.n_waiting <= QUEUE_SIZE
         assert scheduler.waiting_tokens <= QUEUE_TOKENS or scheduler.n_waiting == 1
         assert len(self.pool.processes) <= 2 * 3, "each worker has one successor at most"
@@ -143,7 +143,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.work(650, every=0.9)  # a process that hangs while it loads is given 600 s
         self.check_answers()
         assert not self.open
-        assert self.pool.dispatcher.status == "ok"
+        assert self.pool.dispatcher.state.status == "ok"
         assert len(self.pool.processes) == self.pool.dispatcher.n_ready == 3
 
 
@@ -168,13 +168,13 @@ def test_workers_that_cannot_be_started_are_not_started_in_a_busy_loop(pool: Poo
     before = pool.n_launched
     pool.work(60, every=0.1)
     assert pool.n_launched - before <= 3 * 9, "pauses grow to 15 s"
-    assert pool.dispatcher.status == "unavailable"
-    assert pool.dispatcher.trouble
+    assert pool.dispatcher.state.status == "unavailable"
+    assert pool.dispatcher.state.trouble
     with pytest.raises(Unavailable):
         pool.submit([text(10)])
     pool.heal()
     pool.work(20, every=0.1)
-    assert (pool.dispatcher.status, pool.dispatcher.trouble) == ("ok", "")
+    assert (pool.dispatcher.state.status, pool.dispatcher.state.trouble) == ("ok", "")
 
 
 @pytest.mark.parametrize("ailment", ["", "other_model", "no_process"])
@@ -196,8 +196,8 @@ def test_a_process_that_dies_while_it_loads_is_told_in_health(pool: Pool) -> Non
     pool.dies_on_load = True
     pool.call(pool.processes[0].die)
     pool.work(5)
-    assert pool.dispatcher.status == "degraded"
-    assert "died before they computed anything" in pool.dispatcher.trouble
+    assert pool.dispatcher.state.status == "degraded"
+    assert "died before they computed anything" in pool.dispatcher.state.trouble
     future = pool.submit([text(10)])
     pool.work(0.1)
     assert future.done(), "the others serve on"

@@ -172,7 +172,7 @@ def crowded(tiny_path: str) -> Iterator[EmbeddingEngine]:
 
 
 def in_memory(engine: EmbeddingEngine) -> list[str]:
-    return [name for name in engine.models if engine._models[name].pool]
+    return [name for name in engine.models if engine._models._entries[name].model]
 
 
 def test_the_model_used_longest_ago_makes_room(crowded: EmbeddingEngine) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.serve import build
 from embellama_server.state import ServerState
 
-from embellama.batch import Rows
-from embellama.jobs import Job
+from embellama.batch import Rows, Tokens
 
 
 class InstantBackend:
@@ -23,9 +23,9 @@ class InstantBackend:
     def check_room(self) -> None:
         pass
 
-    def submit(self, job: Job[Any], deadline: float, times: object) -> "asyncio.Future[Rows]":
+    def submit(self, tokens: Sequence[Tokens], **options: Any) -> "asyncio.Future[Rows]":
         future = asyncio.get_running_loop().create_future()
-        future.set_result(np.ones((len(job.tokens), self._dim), np.float32))
+        future.set_result(np.ones((len(tokens), self._dim), np.float32))
         return future
 
 

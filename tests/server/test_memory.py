@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -11,8 +12,7 @@ from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import ParsedRequest
 from embellama_server.state import ServerState
 
-from embellama.batch import Rows
-from embellama.jobs import Job
+from embellama.batch import Rows, Tokens
 from tests.server.conftest import InstantBackend
 
 SHORT, LONG = "red", "red " * 100  # tokenized on the event loop, and in a thread
@@ -45,11 +45,9 @@ async def test_texts_are_let_go_while_a_request_waits(
         inputs.append(request.inputs)
         return request
 
-    def counting_references(
-        self: InstantBackend, job: Job[Any], deadline: float, times: object
-    ) -> "asyncio.Future[Rows]":
+    def counting_references(self: InstantBackend, tokens: Sequence[Tokens], **options: Any) -> "asyncio.Future[Rows]":
         references.append(sys.getrefcount(inputs[0]))
-        return submit(self, job, deadline, times)
+        return submit(self, tokens, **options)
 
     monkeypatch.setattr(type(dialect), "parse", noting_inputs)
     monkeypatch.setattr(InstantBackend, "submit", counting_references)

@@ -3,13 +3,13 @@
 Exchange ──► requests, texts, tokens, seconds              Dispatcher ──► batches
 pools ──► waiting, workers, their time and memory, read when somebody asks (`Metrics.page`)
 
-Label sets are bounded: paths and models are those that exist, statuses those of `api.STATUSES`, and a worker is known
-by its place in the pool, not by its process.
+Label sets are bounded: paths and models are those that exist, statuses those of `problems.STATUSES`, and a worker is
+known by its place in the pool, not by its process.
 """
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,9 +17,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from embellama_server.workers.supervisor import WorkerState
+from embellama.backend import Backend
 
-__all__ = ["CONTENT_TYPE", "Metrics", "Pool"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 # A short text takes a few milliseconds, a request of 2048 of them many seconds.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -29,32 +29,10 @@ TOKENS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 PHASES = ("tokenization", "queue", "inference", "encoding", "total")
 
 
-class Pool(Protocol):
-    """What is read of a pool when somebody asks: see `Dispatcher`."""
-
-    @property
-    def n_waiting(self) -> int: ...
-
-    @property
-    def waiting_tokens(self) -> int: ...
-
-    @property
-    def n_ready(self) -> int: ...
-
-    @property
-    def n_workers(self) -> int: ...
-
-    @property
-    def n_restarts(self) -> int: ...
-
-    @property
-    def workers(self) -> list[WorkerState]: ...
-
-
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, pools: Mapping[str, Pool]):
+    def __init__(self, pools: Mapping[str, Backend[Any]]):
         """Prepare to count; `pools` are asked by their models' names, and may be filled later."""
         registry = self._registry = CollectorRegistry()
         PlatformCollector(registry)
@@ -76,7 +54,7 @@ class Metrics:
         self._batch_texts = histogram("batch_texts", "Texts computed together.", TEXTS, "model")
         self._batch_tokens = histogram("batch_tokens", "Tokens computed together.", TOKENS, "model")
 
-        # CachedMeasurement a label's counter takes longer than counting.
+        # Finding a label's counter takes longer than counting.
         self._of_model = functools.cache(self._find)
         self._of_batches = functools.cache(
             lambda model: (self._batch_texts.labels(model), self._batch_tokens.labels(model))
@@ -112,7 +90,7 @@ class Metrics:
 class _Pools(Collector):
     """Reads the pools when somebody asks."""
 
-    def __init__(self, pools: Mapping[str, Pool]):
+    def __init__(self, pools: Mapping[str, Backend[Any]]):
         self._pools = pools
 
     def collect(self) -> Iterable[Metric]:
@@ -130,7 +108,8 @@ class _Pools(Collector):
         busy = counter("worker_busy_seconds", "Seconds in which a worker had a batch.", "worker")
         memory = gauge("worker_memory_bytes", "Memory of a worker's own, without mapped files.", "worker")
         resident = gauge("worker_resident_bytes", "Resident memory of a worker.", "worker")
-        for model, pool in self._pools.items():
+        for model, backend in self._pools.items():
+            pool = backend.state
             waiting.add_metric([model], pool.n_waiting)
             tokens.add_metric([model], pool.waiting_tokens)
             workers.add_metric([model], pool.n_workers)

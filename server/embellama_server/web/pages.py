@@ -14,13 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from embellama import __version__
+from embellama.backend import PoolStatus
 from embellama_server.dialects.bodies import MAX_INPUTS
 from embellama_server.problems import MethodNotAllowed, NotFound, openai_error, problem_of
 from embellama_server.reply import JSON, dumps
 from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry import metrics
-
-Status = Literal["ok", "degraded", "starting", "unavailable"]
 
 
 class ModelDescription(TypedDict):
@@ -68,7 +67,7 @@ class WaitingCounts(TypedDict):
 class PoolHealth(TypedDict):
     """How a model's workers are, and what is wrong."""
 
-    status: Status
+    status: PoolStatus
     workers: WorkerCounts
     waiting: WaitingCounts
     reason: NotRequired[str]
@@ -77,7 +76,7 @@ class PoolHealth(TypedDict):
 class ServerHealth(TypedDict):
     """The worst state of any model; how the workers are, of the only model or of each."""
 
-    status: Status
+    status: PoolStatus
     workers: NotRequired[WorkerCounts]
     waiting: NotRequired[WaitingCounts]
     reason: NotRequired[str]
@@ -240,14 +239,14 @@ def _tag(model: ServedModel) -> dict[str, Any]:
 
 
 def _health(model: ServedModel) -> PoolHealth:
-    dispatcher = model.dispatcher
+    pool = model.dispatcher.state
     body: PoolHealth = {
-        "status": dispatcher.status,
-        "workers": {"ready": dispatcher.n_ready, "total": dispatcher.n_workers, "restarts": dispatcher.n_restarts},
-        "waiting": {"requests": dispatcher.n_waiting, "tokens": dispatcher.waiting_tokens},
+        "status": pool.status,
+        "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
+        "waiting": {"requests": pool.n_waiting, "tokens": pool.waiting_tokens},
     }
-    if dispatcher.trouble:
-        body["reason"] = dispatcher.trouble
+    if pool.trouble:
+        body["reason"] = pool.trouble
     return body
 
 

@@ -2,15 +2,15 @@
 
       event loop                                      |   worker process 1..n
                                                       |
-  submit ──► Scheduler (waiting room, bounded)        |
-                │ pump: batches for free hands        |
+  submit ──► Ledger, Scheduler (bounded)              |
+                │ pump: batches for free workers      |
                 ▼                                     |
              Supervisor.send ══ Channel ══════════════|══► worker.run
                                                       |      │
   future ◄── on_rows ◄════════════════════════════════|══════┘
              on_lost: what it held goes to another    |
 
-submit      a job in, a future of its rows out; refuses what cannot wait, or could not be done in time.
+submit      token ids in, a future of rows out; refuses what cannot wait, or could not be done in time.
 _pump       after every event: hands out what the scheduler says.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
 on_lost     a worker is gone: what it held runs again, and a text that killed is remembered.
@@ -21,19 +21,16 @@ Everything runs on the event loop's thread, so there are no locks.
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
+from embellama.backend import PoolState, PoolStatus, Progress, Times
 from embellama.batch import Batch, Rows, Tokens
-from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
-from embellama.jobs import Gathering, Job
-from embellama.scheduler import Failure, Limits, Scheduler
+from embellama.errors import EmbeddingFailed, Overloaded, Unavailable
+from embellama.ledger import Ledger, OpenRequest
+from embellama.scheduler import Limits, Scheduler
 from embellama_server.config import ServerConfig
 from embellama_server.workers.process import Launch
-from embellama_server.workers.supervisor import TICK_S, Supervisor, WorkerState
+from embellama_server.workers.supervisor import TICK_S, Supervisor
 
 logger = logging.getLogger("embellama.dispatcher")
 
@@ -55,22 +52,8 @@ MAX_RETRY_AFTER_S = 60.0
 OnBatch = Callable[[int, int], None]
 
 
-class Times:
-    """When the first text of a request was given to a worker, on `time.monotonic`'s clock; 0 before that."""
-
-    def __init__(self) -> None:
-        self.started = 0.0
-
-
-class _Request:
-    def __init__(self, job: Job[Any], dim: int, future: "asyncio.Future[Rows]", times: Times):
-        self.gathering = Gathering(job, dim)
-        self.future = future
-        self.times = times
-
-
 class Dispatcher:
-    """The scheduler between requests and the pool of worker processes."""
+    """The scheduler between requests and a pool of worker processes: a `Backend`."""
 
     def __init__(
         self,
@@ -90,22 +73,16 @@ class Dispatcher:
         """
         self._on_batch = on_batch
         self._config = config
-        self._dim = dim
         self._supervisor = Supervisor(config, canary, self, launch)
         limits = Limits.of(
             config, n_slots=N_SLOTS, max_waiting=config.queue_size, max_waiting_tokens=config.queue_tokens
         )
         self._scheduler = Scheduler(limits)
-        self._requests: dict[int, _Request] = {}
+        self._ledger: Ledger[asyncio.Future[Rows]] = Ledger(self._scheduler, dim, lambda: self._loop.create_future())
         self._convicted: dict[bytes, float] = {}  # texts that killed workers, until when
         self._ticker: asyncio.TimerHandle | None = None
         self._was_whole = False
         self._closing = False
-
-    @property
-    def n_ready(self) -> int:
-        """Workers that have loaded and reproduced the canary."""
-        return self._supervisor.n_ready
 
     @property
     def n_workers(self) -> int:
@@ -113,43 +90,25 @@ class Dispatcher:
         return self._config.num_workers
 
     @property
-    def n_waiting(self) -> int:
-        """Requests waiting for a worker."""
-        return self._scheduler.n_waiting
+    def n_ready(self) -> int:
+        """Workers that have loaded and reproduced the canary."""
+        return self._supervisor.n_ready
 
     @property
-    def waiting_tokens(self) -> int:
-        """Tokens waiting for a worker."""
-        return self._scheduler.waiting_tokens
-
-    @property
-    def n_restarts(self) -> int:
-        """Workers that died and were started again."""
-        return self._supervisor.n_restarts
-
-    @property
-    def workers(self) -> list[WorkerState]:
-        """What the workers have done and use, by their places."""
-        return self._supervisor.states
-
-    @property
-    def n_open(self) -> int:
-        """Requests not yet answered."""
-        return self._scheduler.n_open
-
-    @property
-    def trouble(self) -> str:
-        """Why workers cannot serve, if they cannot."""
-        return self._supervisor.trouble
-
-    @property
-    def status(self) -> Literal["starting", "ok", "degraded", "unavailable"]:
-        """How the pool is: not yet whole, whole, with fewer workers than asked for, or with none."""
-        if self.n_ready >= self.n_workers:
-            return "ok"
-        if not self._was_whole:
-            return "starting"
-        return "degraded" if self.n_ready else "unavailable"
+    def state(self) -> PoolState:
+        """How the pool is now."""
+        return PoolState(
+            status=self._status(),
+            n_workers=self.n_workers,
+            n_ready=self.n_ready,
+            n_restarts=self._supervisor.n_restarts,
+            workers=tuple(self._supervisor.states),
+            n_open=len(self._ledger),
+            n_waiting=self._scheduler.n_waiting,
+            waiting_tokens=self._scheduler.waiting_tokens,
+            rate=self._rate(),
+            trouble=self._supervisor.trouble,
+        )
 
     def start(self) -> "asyncio.Future[None]":
         """Start the worker processes, in the running event loop; `n_ready` tells when they have loaded.
@@ -167,7 +126,7 @@ class Dispatcher:
         if self._closing:
             raise Unavailable("the server is shutting down")
         if not self.n_ready and not self._supervisor.recovering:
-            raise Unavailable(self.trouble or "no worker is ready")
+            raise Unavailable(self._supervisor.trouble or "no worker is ready")
         # With fewer workers than asked for, fewer can wait.
         n_ready = max(self.n_ready, 1)
         most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
@@ -178,16 +137,16 @@ class Dispatcher:
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
 
-    def submit(self, job: Job[Any], deadline: float, times: Times | None = None) -> "asyncio.Future[Rows]":
-        """Compute a job's texts; cancelling the future drops what is still queued.
-
-        Args:
-            job: What to compute; at least one text.
-            deadline: When the future fails with `DeadlineExceeded`, on the event loop's clock.
-            times: Where to write when it happened.
-
-        Returns:
-            A future of the rows that `job.finish` takes.
+    def submit(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        per_token: bool = False,
+        deadline: float = float("inf"),
+        times: Times | None = None,
+        progress: Progress | None = None,
+    ) -> "asyncio.Future[Rows]":
+        """Compute the rows of texts, as `Backend.submit` says; the deadline is on the event loop's clock.
 
         Raises:
             Unavailable: No worker is ready, or the pool is closing.
@@ -195,15 +154,14 @@ class Dispatcher:
             EmbeddingFailed: A text killed workers not long ago.
         """
         self.check_room()
-        self._check_record(job)
-        n_tokens = [len(text) for text in job.tokens]
-        self._check_time(sum(n_tokens), deadline)
+        self._check_record(tokens)
+        self._check_time(sum(map(len, tokens)), deadline)
         try:
-            id = self._scheduler.submit(n_tokens, deadline)
+            request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
-        request = self._requests[id] = _Request(job, self._dim, self._loop.create_future(), times or Times())
-        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
+        request.settle()  # if it has no texts
+        request.future.add_done_callback(lambda future: self._ledger.cancel(request.id) if future.cancelled() else None)
         self._pump()
         return request.future
 
@@ -216,8 +174,7 @@ class Dispatcher:
         self._closing = True
         if self._ticker:
             self._ticker.cancel()
-        for id in list(self._requests):
-            self._fail(id, Unavailable("the server is shutting down"))
+        _settle(self._ledger.close("the server is shutting down"))
         await self._supervisor.close(at_once=at_once)
 
     def on_ready(self, worker: int) -> None:
@@ -229,17 +186,11 @@ class Dispatcher:
         answer = self._scheduler.complete(batch, worker)
         self._pump()  # first: the worker is waiting
         self._on_batch(len(texts.lengths), len(texts.tokens))
-        ends = range(1, len(texts.lengths) + 1) if texts.per_token is None else np.cumsum(texts.n_rows).tolist()
-        for i, text in answer.rows:
-            self._requests[text.request].gathering.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
-        for id in answer.finished:
-            request = self._requests.pop(id)
-            if not request.future.done():
-                request.future.set_result(request.gathering.rows)
+        _settle(self._ledger.put(answer, texts, rows))
 
     def on_error(self, worker: int, batch: int, reason: str) -> None:
         logger.warning("worker %d failed on a batch: %s", worker, reason)
-        self._fail_requests(self._scheduler.fail(batch, worker), reason)
+        _settle(self._ledger.fail(self._scheduler.fail(batch, worker), reason))
         self._pump()
 
     def on_retired(self, worker: int) -> int:
@@ -248,33 +199,26 @@ class Dispatcher:
 
     def on_lost(self, worker: int, suspect: bool) -> None:
         failures = self._scheduler.worker_lost(worker, suspect=suspect)
-        for request, position in failures:
-            self._convict(self._requests[request].gathering.job.tokens[position])
-        self._fail_requests(failures, "a worker process died on it")
+        for failure in failures:
+            self._convict(self._ledger.text(failure))
+        _settle(self._ledger.fail(failures, "a worker process died on it"))
         self._pump()
 
     def _pump(self) -> None:
         for assignment in self._scheduler.assign():
-            requests = [self._requests[text.request] for text in assignment.texts]
-            now = time.monotonic()
-            for request in requests:
-                request.times.started = request.times.started or now
-            jobs = [request.gathering.job for request in requests]
-            tokens = [job.tokens[text.position] for job, text in zip(jobs, assignment.texts, strict=True)]
-            batch = Batch.join(tokens, [job.per_token for job in jobs])
+            batch = Batch.join(*self._ledger.texts(assignment))
             n_possible = len(batch.tokens)
             if not self._scheduler.n_waiting:  # it is as small as it is for lack of work
                 n_possible = max(n_possible, self._config.max_batch_tokens)
             self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch, n_possible)
 
     def _tick(self) -> None:
-        for id in self._scheduler.expired(self._loop.time()):
-            self._fail(id, DeadlineExceeded(self._config.timeout_ms))
+        _settle(self._ledger.expire(self._loop.time(), self._config.timeout_ms))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _check_time(self, n_tokens: int, deadline: float) -> None:
         """Refuse a request that could not be answered in time."""
-        rate = self._supervisor.rate * max(self.n_ready, 1)
+        rate = self._rate()
         if not rate:
             return
         wait = self._scheduler.tokens_before(n_tokens) / rate / CAUTION
@@ -287,7 +231,7 @@ class Dispatcher:
 
     def overloaded(self, reason: str) -> Overloaded:
         """Say when to come again: when what is waiting now will have been computed."""
-        rate = self._supervisor.rate * max(self.n_ready, 1)
+        rate = self._rate()
         wait = self._scheduler.waiting_tokens / rate if rate else 1.0
         return Overloaded(reason, min(max(wait, 1.0), MAX_RETRY_AFTER_S))
 
@@ -298,29 +242,30 @@ class Dispatcher:
         self._convicted.pop(text.tobytes(), None)  # so that they stay in order
         self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
 
-    def _check_record(self, job: Job[Any]) -> None:
+    def _check_record(self, tokens: Sequence[Tokens]) -> None:
         """Refuse a text that killed workers not long ago."""
         now = self._loop.time()
         while self._convicted and next(iter(self._convicted.values())) <= now:
             del self._convicted[next(iter(self._convicted))]
         if not self._convicted:
             return
-        for index, text in enumerate(job.tokens):
+        for index, text in enumerate(tokens):
             if self._convicted.get(text.tobytes(), now) > now:
                 reason = "worker processes died on it not long ago, so it is not tried again yet"
-                raise job.blame(EmbeddingFailed(index, reason))
+                raise EmbeddingFailed(index, reason)
 
-    def _fail_requests(self, failures: Sequence[Failure], reason: str) -> None:
-        for request, position in failures:
-            job = self._requests[request].gathering.job
-            self._fail(request, job.blame(EmbeddingFailed(position, reason)))
+    def _rate(self) -> float:
+        """Return tokens a second of the ready workers together; of one while none is ready; 0 while unknown."""
+        return self._supervisor.rate * max(self.n_ready, 1)
 
-    def _fail(self, id: int, error: Exception) -> None:
-        self._scheduler.cancel(id)
-        request = self._requests.pop(id, None)
-        if request and not request.future.done():
-            request.future.set_exception(error)
+    def _status(self) -> PoolStatus:
+        if self.n_ready >= self.n_workers:
+            return "ok"
+        if not self._was_whole:
+            return "starting"
+        return "degraded" if self.n_ready else "unavailable"
 
-    def _cancel(self, id: int) -> None:
-        self._scheduler.cancel(id)
-        self._requests.pop(id, None)
+
+def _settle(requests: Iterable[OpenRequest["asyncio.Future[Rows]"]]) -> None:
+    for request in requests:
+        request.settle()

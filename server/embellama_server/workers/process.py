@@ -9,11 +9,11 @@ Supervisor ── send, stop, kill ──► WorkerProcess ── Channel ══
 import asyncio
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
+
+import psutil
 
 from embellama.batch import Batch, Tokens
 from embellama_server.config import ServerConfig
@@ -35,11 +35,11 @@ class Process(Protocol):
 
     @property
     def memory(self) -> int:
-        """Its resident memory without the pages of files it maps, in bytes; 0 where that is not known."""
+        """Its resident memory in bytes, on Linux without the pages of files it maps; 0 once it is gone."""
 
     @property
     def resident(self) -> int:
-        """Its resident memory in bytes; 0 where that is not known."""
+        """Its resident memory in bytes; 0 once it is gone."""
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Give it a batch."""
@@ -83,17 +83,18 @@ class WorkerProcess:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.IGNORED)
+        assert self._process.pid is not None
         self.pid = self._process.pid
         self._channel.open(on_reply, on_close)
 
     @property
     def memory(self) -> int:
-        n_resident, n_shared = self._pages()
-        return (n_resident - n_shared) * os.sysconf("SC_PAGESIZE")
+        n_resident, n_shared = resident_and_shared(self.pid)
+        return n_resident - n_shared
 
     @property
     def resident(self) -> int:
-        return self._pages()[0] * os.sysconf("SC_PAGESIZE")
+        return resident_and_shared(self.pid)[0]
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         self._channel.send(id, n_threads, batch)
@@ -107,13 +108,6 @@ class WorkerProcess:
     async def end(self) -> None:
         await asyncio.to_thread(self._end)
 
-    def _pages(self) -> tuple[int, int]:
-        try:
-            n_resident, n_shared = map(int, Path(f"/proc/{self.pid}/statm").read_text().split()[1:3])
-        except (OSError, ValueError):
-            return 0, 0
-        return n_resident, n_shared
-
     def _end(self) -> None:
         self._process.join(STOP_S)
         if self._process.is_alive():
@@ -124,3 +118,15 @@ class WorkerProcess:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
             logger.info("worker process %d %s", self.pid, how)
         self._process.close()
+
+
+def resident_and_shared(pid: int) -> tuple[int, int]:
+    """Return a process's resident memory, and how much of that is pages of files, in bytes; zeros once it is gone.
+
+    Only Linux tells how much is of files; elsewhere none is.
+    """
+    try:
+        info = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0, 0
+    return info.rss, getattr(info, "shared", 0)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from embellama.backend import WorkerState
 from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import ModelLoadError
 from embellama_server.config import ServerConfig
@@ -142,19 +143,6 @@ class _Recent:
         self.seconds = MEMORY * self.seconds + seconds
 
 
-class WorkerState(NamedTuple):
-    """What was seen at one place of the pool, whichever processes were in it.
-
-    busy_s: Seconds in which a worker there had a batch.
-    memory: Its memory without the pages of files it maps, in bytes; 0 while there is none.
-    resident: Its resident memory in bytes.
-    """
-
-    busy_s: float
-    memory: int
-    resident: int
-
-
 class Supervisor:
     """The worker processes."""
 
@@ -210,11 +198,6 @@ class Supervisor:
             else WorkerState(busy_s, 0, 0)
             for place, busy_s in enumerate(self._busy_s)
         ]
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.process.pid for worker in self._workers.values() if worker.process.pid]
 
     def start(self) -> "asyncio.Future[None]":
         """Start the workers, in the running event loop.

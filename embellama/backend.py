@@ -1,0 +1,114 @@
+"""The protocol of whatever computes rows: token ids in, a future of rows out.
+
+Job.tokens ──► Backend.submit ──► a future of rows ──► Job.finish
+
+`Pool` (threads of this process) and the server's `Dispatcher` (worker processes) are back ends. A feature that stores,
+shares or reroutes work is a back end around another one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from embellama.batch import Tokens
+
+#: Called with the number of texts that have their rows, and of all texts of a request.
+Progress = Callable[[int, int], None]
+
+# A future of rows: `concurrent.futures.Future[Rows]` for threads, `asyncio.Future[Rows]` on an event loop.
+RowsFuture = TypeVar("RowsFuture", covariant=True)
+
+
+class Times:
+    """When a request's first text was given to a worker.
+
+    Attributes:
+        started: On `time.monotonic`'s clock; 0 before that.
+    """
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+
+class WorkerState(NamedTuple):
+    """The use of one worker's place in a pool, whichever processes were in it.
+
+    busy_s: Seconds in which a worker there had a batch.
+    memory: Its memory without the pages of files it maps, in bytes; 0 while there is none.
+    resident: Its resident memory in bytes.
+    """
+
+    busy_s: float
+    memory: int
+    resident: int
+
+
+PoolStatus = Literal["starting", "ok", "degraded", "unavailable"]
+
+
+class PoolState(msgspec.Struct, frozen=True, kw_only=True):
+    """A back end at one moment, for metrics, health and pages.
+
+    Attributes:
+        status: Not yet whole, whole, with fewer workers than asked for, or with none.
+        n_workers: Workers asked for.
+        n_ready: Workers that can be given batches.
+        n_restarts: Workers that died and were started again.
+        workers: The use of each place; empty for threads, which share the process's memory.
+        n_open: Requests not yet answered.
+        n_waiting: Those of them with texts that no worker has yet.
+        waiting_tokens: Tokens of those texts.
+        rate: Tokens a second that all ready workers compute with enough to do; 0 while unknown.
+        trouble: Why workers cannot serve, if they cannot.
+    """
+
+    status: PoolStatus
+    n_workers: int
+    n_ready: int
+    n_restarts: int = 0
+    workers: tuple[WorkerState, ...] = ()
+    n_open: int
+    n_waiting: int
+    waiting_tokens: int
+    rate: float = 0.0
+    trouble: str = ""
+
+
+class Backend(Protocol[RowsFuture]):
+    """Computes rows of texts."""
+
+    @property
+    def state(self) -> PoolState:
+        """How it is now; asking costs too much for every request."""
+
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now, whatever the texts: `Overloaded` or `Unavailable`."""
+
+    def submit(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        per_token: bool = False,
+        deadline: float = float("inf"),
+        times: Times | None = None,
+        progress: Progress | None = None,
+    ) -> RowsFuture:
+        """Compute the rows of texts.
+
+        Args:
+            tokens: Token ids of each text, ``(n_tokens,) int32``, special tokens included.
+            per_token: Whether a row is wanted for each of a text's tokens instead of one for the text.
+            deadline: When the future fails with `DeadlineExceeded`, on the clock of `time.monotonic`.
+            times: Filled in as the request is computed.
+            progress: Called when more texts have their rows: quickly, one call at a time, on the back end's thread.
+
+        Returns:
+            A future of the rows, all texts' one after another, ``(n_rows, dim) float32``. It may fail with
+            `EmbeddingFailed`, whose index is a position in `tokens`. Cancelling it drops what is still queued.
+
+        Raises:
+            Overloaded: There is no room, or the deadline could not be kept.
+            Unavailable: There is nobody to compute it.
+            EmbeddingFailed: A text is known to make workers die.
+        """

@@ -1,0 +1,18 @@
+"""Load a model's weights in order to compute with them.
+
+file ──► amx.usable ──► Weights ──► EmbeddingModel, Pool, the sweep of `tuning`
+"""
+
+from embellama.config import EngineConfig
+from embellama.gguf import amx
+from embellama.gguf.weights import Weights
+
+
+def load_weights(config: EngineConfig) -> Weights:
+    """Load `config.model_path`, laid out as this CPU computes fastest without ending the process.
+
+    Raises:
+        ConfigError: Layers are wanted on a GPU that this llama.cpp was not built for.
+        ModelLoadError: As `Weights` raises it.
+    """
+    return Weights(config, repack=amx.usable(config.model_path))

@@ -1,0 +1,210 @@
+"""The account of open requests: which rows have come, which are still owed, and to whom.
+
+   Ledger.open ──► OpenRequest, and its texts in the Scheduler's waiting room
+                      │ texts: those of an assignment
+                      │ put: the rows of a batch into their requests
+                      ▼
+   fail, expire, cancel, put ──► requests that are over ──► OpenRequest.settle ──► their futures
+
+Kept once, for threads (`pool.py`) and for worker processes (the server's `dispatcher.py`). A ledger is used by one
+thread at a time; `settle` may be called outside of whatever lock guards the ledger, since it runs callers' code.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from embellama.backend import Progress, Times
+from embellama.batch import Batch, Rows, Tokens
+from embellama.errors import DeadlineExceeded, EmbeddingFailed, Unavailable
+from embellama.scheduler import Answer, Assignment, Failure, Scheduler
+
+logger = logging.getLogger("embellama.ledger")
+
+# A future that its owner cancelled, or that has its result, takes no other.
+_OVER = (asyncio.InvalidStateError, concurrent.futures.InvalidStateError)
+
+
+class SettableFuture(Protocol):
+    """What threads' and event loops' futures have in common, as far as a ledger needs it."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Rows, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
+RowsFuture = TypeVar("RowsFuture", bound=SettableFuture)
+
+
+class OpenRequest(Generic[RowsFuture]):
+    """One request, from `Backend.submit` until its future has an outcome.
+
+    Attributes:
+        id: The scheduler's number for it; 0 if it has no texts.
+        tokens: Its texts.
+        per_token: Whether each token has a row.
+        future: The caller's.
+        times: The caller's.
+        patience_s: Seconds it had when it was opened.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[Tokens],
+        per_token: bool,
+        dim: int,
+        future: RowsFuture,
+        deadline: float,
+        times: Times | None,
+        progress: Progress | None,
+    ):
+        self.id = 0
+        self.tokens = tokens
+        self.per_token = per_token
+        self.future = future
+        self.times = times or Times()
+        self.patience_s = deadline - time.monotonic()
+        n_rows = [len(text) for text in tokens] if per_token else [1] * len(tokens)
+        self._starts = [0, *itertools.accumulate(n_rows)]
+        self._rows = np.empty((self._starts[-1], dim), np.float32)
+        self._n_done = 0  # texts
+        self._outcome: Rows | Exception | None = None if tokens else self._rows
+        self._progress = progress
+        self._telling = threading.Lock()  # one call of `progress` at a time, and none after the last
+        self._n_told = 0
+
+    def put(self, position: int, rows: Rows) -> None:
+        """Take the rows of the text at `position`."""
+        self._rows[self._starts[position] : self._starts[position + 1]] = rows
+        self._n_done += 1
+        if self._n_done == len(self.tokens):
+            self._outcome = self._rows
+
+    def fail(self, error: Exception) -> None:
+        """Let `error` be the outcome."""
+        self._outcome = error
+
+    def settle(self) -> None:
+        """Tell `progress` what has come and, if that is all, give the future its outcome."""
+        if self._progress:
+            self._tell()
+        outcome = self._outcome
+        if outcome is None or self.future.done():
+            return
+        with contextlib.suppress(*_OVER):  # cancelled just now, by another thread
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+
+    def _tell(self) -> None:
+        n_done = self._n_done
+        with self._telling:
+            if self._progress and self._n_told < n_done:
+                self._n_told = n_done
+                try:
+                    self._progress(n_done, len(self.tokens))
+                except BaseException:  # even SystemExit: it would end the thread, and nobody would be answered
+                    logger.exception("a progress callback failed; it is not called again")
+                    self._progress = None
+
+
+class Ledger(Generic[RowsFuture]):
+    """The open requests of one pool, beside the scheduler that orders their texts."""
+
+    def __init__(self, scheduler: Scheduler, dim: int, new_future: Callable[[], RowsFuture]):
+        """Prepare an empty ledger for rows of `dim` numbers."""
+        self._scheduler = scheduler
+        self._dim = dim
+        self._new_future = new_future
+        self._requests: dict[int, OpenRequest[RowsFuture]] = {}
+
+    def __len__(self) -> int:
+        """Count the open requests."""
+        return len(self._requests)
+
+    def open(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        per_token: bool = False,
+        deadline: float = float("inf"),
+        times: Times | None = None,
+        progress: Progress | None = None,
+    ) -> OpenRequest[RowsFuture]:
+        """Enter a request and put its texts into the waiting room; without texts, it only needs to be settled.
+
+        Raises:
+            Overloaded: The waiting room is full.
+        """
+        request = OpenRequest(tokens, per_token, self._dim, self._new_future(), deadline, times, progress)
+        if tokens:
+            request.id = self._scheduler.submit([len(text) for text in tokens], deadline)
+            self._requests[request.id] = request
+        return request
+
+    def text(self, failure: Failure) -> Tokens:
+        """Return the text at fault in a failure, while its request is open."""
+        return self._requests[failure.request].tokens[failure.position]
+
+    def texts(self, assignment: Assignment) -> tuple[list[Tokens], list[bool]]:
+        """Return the texts of an assignment as `Batch.join` takes them, and note that their requests have started."""
+        requests = [self._requests[text.request] for text in assignment.texts]
+        now = time.monotonic()
+        for request in requests:
+            request.times.started = request.times.started or now
+        tokens = [request.tokens[text.position] for request, text in zip(requests, assignment.texts, strict=True)]
+        return tokens, [request.per_token for request in requests]
+
+    def put(self, answer: Answer, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
+        """Copy the rows of a batch, ``(sum of batch.n_rows, dim)``, into their requests; return those to be settled."""
+        ends = range(1, len(batch.lengths) + 1) if batch.per_token is None else np.cumsum(batch.n_rows).tolist()
+        touched = {}
+        for i, text in answer.rows:
+            request = touched[text.request] = self._requests[text.request]
+            request.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
+        for id in answer.finished:
+            del self._requests[id]
+        return touched.values()
+
+    def fail(self, failures: Sequence[Failure], reason: str) -> list[OpenRequest[RowsFuture]]:
+        """Fail requests by the one text at fault; return them to be settled."""
+        return [self._over(request, EmbeddingFailed(position, reason)) for request, position in failures]
+
+    def expire(self, now: float, timeout_ms: int | None = None) -> list[OpenRequest[RowsFuture]]:
+        """Fail the requests whose deadline has come; return them to be settled.
+
+        Args:
+            now: The time, on the clock of their deadlines.
+            timeout_ms: What to say they had; by default what they had when they were opened.
+        """
+        late = []
+        for id in self._scheduler.expired(now):
+            patience_ms = timeout_ms or round(1000 * self._requests[id].patience_s)
+            late.append(self._over(id, DeadlineExceeded(patience_ms)))
+        return late
+
+    def close(self, reason: str) -> list[OpenRequest[RowsFuture]]:
+        """Fail every open request with `Unavailable`; return them to be settled."""
+        return [self._over(id, Unavailable(reason)) for id in list(self._requests)]
+
+    def cancel(self, id: int) -> None:
+        """Forget a request: nothing of it runs any more. Unknown ids do nothing."""
+        self._scheduler.cancel(id)
+        self._requests.pop(id, None)
+
+    def _over(self, id: int, error: Exception) -> OpenRequest[RowsFuture]:
+        request = self._requests[id]
+        self.cancel(id)
+        request.fail(error)
+        return request

@@ -1,0 +1,147 @@
+"""From texts to results: make a job, submit it, wait for its rows.
+
+texts ──► Jobs ──► Job ──► Backend.submit ══► the model's threads (`pool.py`)
+                                                  │
+result ◄── Job.finish ◄── rows, in a future ◄═════╛
+
+A caller waits in one of three ways: blocked, in a coroutine, or for a stream of which some slices are computed ahead.
+"""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+from embellama.backend import Progress
+from embellama.batch import Rows
+from embellama.errors import EmbellamaError, InputError, InvalidOption
+from embellama.jobs import Job, Jobs
+from embellama.options import EmbedOptions
+from embellama.pool import Unloading, check_may_wait
+from embellama.registry import ModelRegistry
+from embellama.results import Embeddings
+
+Result = TypeVar("Result")
+
+#: Makes a job for a model. It may be called again, if the model is unloaded before the job is submitted.
+MakeJob = Callable[[Jobs], Job[Result]]
+
+# Slices of a stream that are at work at once, so that some are while one is taken out.
+N_SLICES = 4
+
+
+class JobRunner:
+    """Runs jobs on the models of a registry, for callers on any thread."""
+
+    def __init__(self, models: ModelRegistry):
+        """Prepare to run jobs on `models`."""
+        self._models = models
+
+    def run(self, model: str | None, make_job: MakeJob[Result], progress: Progress | None = None) -> Result:
+        """Run one job, and wait."""
+        job, future = self._submit(model, make_job, progress)
+        try:
+            return _finished(job, future)
+        except BaseException:
+            future.cancel()  # interrupted while waiting: what is queued need not run
+            raise
+
+    async def arun(self, model: str | None, make_job: MakeJob[Result], progress: Progress | None = None) -> Result:
+        """Run one job, for asyncio. Cancelling drops what is still queued."""
+        given_up = threading.Event()
+        submitted: list[Future[Rows]] = []
+
+        def submit() -> tuple[Job[Result], Future[Rows]]:
+            job, future = self._submit(model, make_job, progress)
+            submitted.append(future)
+            if given_up.is_set():  # nobody saw the future in time to cancel it
+                future.cancel()
+            return job, future
+
+        try:
+            # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
+            job, future = await asyncio.to_thread(submit)
+            with job.naming_texts():
+                rows = await asyncio.wrap_future(future)
+            return job.finish(rows)
+        except asyncio.CancelledError:
+            given_up.set()
+            for future in submitted:
+                future.cancel()
+            raise
+
+    def stream(
+        self, model: str | None, texts: Iterable[str], n_ahead: int, options: EmbedOptions
+    ) -> Iterator[Embeddings]:
+        """Embed texts slice by slice, `n_ahead` texts ahead of what is taken out.
+
+        Yields:
+            The embeddings of some texts, in the order given. An error counts texts from the stream's beginning.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts is one str, not an iterable of them; to embed one text, call embed")
+        if n_ahead < 1:
+            raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
+        n_slices = min(N_SLICES, n_ahead)
+        at_work: deque[tuple[int, Job[Embeddings], Future[Rows]]] = deque()
+        stream, start = iter(texts), 0
+        try:
+            while True:
+                while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
+                    with _counted_from(start):
+                        job, future = self._submit(model, functools.partial(_encode, part, options), None)
+                    at_work.append((start, job, future))
+                    start += len(part)
+                if not at_work:
+                    return
+                first, job, future = at_work[0]
+                with _counted_from(first):
+                    embeddings = _finished(job, future)
+                yield embeddings
+                at_work.popleft()
+        finally:
+            for _, _, future in at_work:
+                future.cancel()
+
+    def _submit(
+        self, model: str | None, make_job: MakeJob[Result], progress: Progress | None
+    ) -> tuple[Job[Result], "Future[Rows]"]:
+        check_may_wait()
+        while True:
+            loaded = self._models.get(model)
+            job = make_job(loaded.jobs)
+            # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
+            with contextlib.suppress(Unloading):
+                return job, loaded.backend.submit(job.tokens, per_token=job.per_token, progress=progress)
+
+
+def once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
+    """Read an iterable once, however often it is asked for: `MakeJob` may be called again."""
+    return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
+
+
+def _encode(texts: list[str], options: EmbedOptions, jobs: Jobs) -> Job[Embeddings]:
+    return jobs.encode(texts, options)
+
+
+def _finished(job: Job[Result], future: "Future[Rows]") -> Result:
+    with job.naming_texts():
+        rows = future.result()
+    return job.finish(rows)
+
+
+@contextlib.contextmanager
+def _counted_from(start: int) -> Iterator[None]:
+    """Make errors count texts from a stream's beginning."""
+    try:
+        yield
+    except EmbellamaError as error:
+        index = getattr(error, "index", None)
+        if index is None:
+            raise
+        raise type(error)(index + start, *error.args[1:]) from None

@@ -1,0 +1,141 @@
+"""One protocol under everything: back ends, and a back end around a back end."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from embellama_server.config import ServerConfig
+from embellama_server.workers.dispatcher import Dispatcher
+
+from embellama import EmbeddingEngine, EngineConfig
+from embellama.backend import Backend, PoolState, RowsFuture
+from embellama.batch import Rows, Tokens
+from embellama.config import EngineConfig as Config
+from embellama.errors import DeadlineExceeded, EmbeddingFailed
+from embellama.gguf.weights import Weights
+from embellama.jobs import Jobs
+from embellama.options import EmbedOptions
+from embellama.pool import Pool
+from tests.conftest import wait_until
+
+
+class Counting(Backend[RowsFuture]):
+    """Counts the texts that go to the back end inside."""
+
+    def __init__(self, inside: Backend[RowsFuture]):
+        self._inside, self.n_texts = inside, 0
+
+    @property
+    def state(self) -> PoolState:
+        return self._inside.state
+
+    def check_room(self) -> None:
+        self._inside.check_room()
+
+    def submit(self, tokens: Sequence[Tokens], **options: Any) -> RowsFuture:
+        self.n_texts += len(tokens)
+        return self._inside.submit(tokens, **options)
+
+
+@pytest.fixture
+def config(tiny_path: str) -> ServerConfig:
+    return ServerConfig(model_path=tiny_path, num_workers=2, n_threads=1, max_batch_tokens=192).checked()
+
+
+@pytest.fixture
+def jobs(config: Config) -> Jobs:
+    return Jobs(config, Weights(config, vocab_only=True))
+
+
+@pytest.fixture
+def pool(config: Config) -> Iterator[Pool]:
+    pool = Pool(config, Weights(config))
+    yield pool
+    pool.close()
+
+
+@contextlib.asynccontextmanager
+async def dispatching(config: ServerConfig, jobs: Jobs) -> AsyncIterator[Dispatcher]:
+    """Run a dispatcher with its worker processes."""
+    [canary] = jobs.tokenizer.encode(["red"]).tokens
+    dispatcher = Dispatcher(config, 32, canary)
+    dispatcher.start()
+    try:
+        await asyncio.to_thread(wait_until, lambda: dispatcher.state.status == "ok", "both workers are ready")
+        yield dispatcher
+    finally:
+        await dispatcher.close()
+
+
+def expected(engine_of: str) -> Rows:
+    with EmbeddingEngine(EngineConfig(model_path=engine_of, model_name="tiny", num_workers=1)) as engine:
+        return engine.embed_batch("tiny", ["red", "green blue"])
+
+
+def test_a_back_end_goes_around_the_pool_of_threads(pool: Pool, jobs: Jobs, tiny_path: str) -> None:
+    backend: Counting[concurrent.futures.Future[Rows]] = Counting(pool)
+    backend.check_room()
+    job = jobs.encode(["red", "green blue"])
+    rows = backend.submit(job.tokens, per_token=job.per_token).result()
+    np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
+    assert backend.n_texts == 2
+    assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
+
+
+@pytest.mark.server
+async def test_a_back_end_goes_around_the_pool_of_processes(config: ServerConfig, jobs: Jobs, tiny_path: str) -> None:
+    async with dispatching(config, jobs) as dispatcher:
+        backend: Counting[asyncio.Future[Rows]] = Counting(dispatcher)
+        backend.check_room()
+        job = jobs.encode(["red", "green blue"])
+        rows = await backend.submit(job.tokens, per_token=job.per_token)
+        np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
+        assert backend.n_texts == 2
+        assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
+        assert len(backend.state.workers) == 2
+
+
+def test_an_engine_computes_through_a_back_end_around_its_own(tiny_path: str) -> None:
+    with EmbeddingEngine(EngineConfig(model_path=tiny_path, model_name="tiny", num_workers=1)) as engine:
+        model = engine._models.get("tiny")
+        counting = model.backend = Counting(model.backend)
+        engine.embed_batch("tiny", ["red", "green"])
+        engine.embed("tiny", "red")
+        assert counting.n_texts == 3
+
+
+@pytest.mark.server
+async def test_both_pools_name_the_text_at_fault_by_its_position(config: ServerConfig, jobs: Jobs, pool: Pool) -> None:
+    tokens = jobs.encode(["red", "poison", "green"]).tokens
+    with pytest.raises(EmbeddingFailed) as of_threads:
+        pool.submit(tokens).result()
+    async with dispatching(config, jobs) as dispatcher:
+        with pytest.raises(EmbeddingFailed) as of_processes:
+            await dispatcher.submit(tokens)
+    assert of_threads.value.index == of_processes.value.index == 1
+
+
+@pytest.mark.server
+async def test_both_pools_keep_deadlines(config: ServerConfig, jobs: Jobs, pool: Pool) -> None:
+    tokens = jobs.encode(["red " * 60] * 400, EmbedOptions(truncate="end")).tokens
+    with pytest.raises(DeadlineExceeded):
+        pool.submit(tokens, deadline=0.0).result()
+    async with dispatching(config, jobs) as dispatcher:
+        with pytest.raises(DeadlineExceeded):
+            await dispatcher.submit(tokens, deadline=0.0)
+
+
+@pytest.mark.server
+async def test_both_pools_tell_progress(config: ServerConfig, jobs: Jobs, pool: Pool) -> None:
+    tokens = jobs.encode(["red", "green", "blue"]).tokens
+    seen: list[tuple[int, int]] = []
+    pool.submit(tokens, progress=lambda *of: seen.append(of)).result()
+    assert seen[-1] == (3, 3)
+    seen.clear()
+    async with dispatching(config, jobs) as dispatcher:
+        await dispatcher.submit(tokens, progress=lambda *of: seen.append(of))
+    assert seen[-1] == (3, 3)
