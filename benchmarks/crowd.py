@@ -26,6 +26,7 @@ import numpy as np
 import orjson
 import uvicorn
 import uvloop
+from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
 from embellama_server.serve import build
 from numpy.typing import NDArray
@@ -70,12 +71,14 @@ def serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any
 
 async def _serve_and_load(config: ServerConfig, load: tuple[Any, ...]) -> dict[str, Any]:
     """Run the server in this process, the load in another, and watch the event loop meanwhile."""
-    front = build(config)
-    dispatcher = front.model(None).dispatcher
+    state = build(config)
+    dispatcher = state.model(None).dispatcher
     dispatcher.start()
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         http = uvicorn.Server(
-            uvicorn.Config(front.app(), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(
+                build_app(state), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+            )
         )
         serving = asyncio.ensure_future(http._serve(sockets=[listener]))
         while dispatcher.state.status != "ok":  # noqa: ASYNC110 - the pool tells no one else

@@ -20,7 +20,7 @@ EmbellamaError
     └── DeadlineExceeded       the answer did not come in time
 
 Every error keeps its values as attributes and survives pickling, so it can cross processes. The library
-knows no HTTP; the server gives each error its status in `embellama_server.api.STATUSES`.
+knows no HTTP; the server gives each error its status in `embellama_server.problems.STATUSES`.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from embellama_server import api
+from embellama_server import problems
 
 from embellama import errors
 
@@ -26,7 +26,7 @@ EXAMPLES = [
     errors.Overloaded("4 requests are waiting already", 2.5),
     errors.Unavailable("starting"),
     errors.DeadlineExceeded(100),
-    api.BadRequest("input is empty", "input"),
+    problems.BadRequest("input is empty", "input"),
 ]
 
 STATUSES = {
@@ -40,11 +40,11 @@ STATUSES = {
     errors.Overloaded: (503, "overloaded"),
     errors.Unavailable: (503, "unavailable"),
     errors.DeadlineExceeded: (504, "timeout"),
-    api.BadRequest: (400, None),
-    api.BodyTooSlow: (408, "request_timeout"),
-    api.BodyTooLarge: (413, "request_too_large"),
-    api.NotFound: (404, "not_found"),
-    api.MethodNotAllowed: (405, "method_not_allowed"),
+    problems.BadRequest: (400, None),
+    problems.BodyTooSlow: (408, "request_timeout"),
+    problems.BodyTooLarge: (413, "request_too_large"),
+    problems.NotFound: (404, "not_found"),
+    problems.MethodNotAllowed: (405, "method_not_allowed"),
 }
 
 
@@ -62,8 +62,8 @@ def test_the_examples_and_the_tree_are_whole() -> None:
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=repr)
 def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) -> None:
-    problem, headers = api.problem(error)
-    status, told = problem.status, api.refuse(problem)["error"]
+    problem, headers = problems.problem_of(error)
+    status, told = problem.status, problems.openai_error(problem)["error"]
     if type(error) in STATUSES:
         assert (status, told["code"]) == STATUSES[type(error)]
     assert {"message", "type", "param", "code"} <= told.keys()
@@ -76,6 +76,6 @@ def test_every_error_has_a_status_and_openai_body(error: errors.EmbellamaError) 
 
 
 def test_an_unexpected_error_tells_no_details() -> None:
-    problem, _ = api.problem(RuntimeError("secret"))
+    problem, _ = problems.problem_of(RuntimeError("secret"))
     assert problem.status == 500
-    assert "secret" not in str(api.refuse(problem))
+    assert "secret" not in str(problems.openai_error(problem))

@@ -1,28 +1,24 @@
-"""One request from its first byte to its last: timed, counted, logged, answered.
+"""A request of a dialect and its reply: timed, counted, sent.
 
-came ── read, parse, tokenise ──► tokenized ── waiting room ──► started ── workers ──► computed ── write ──► gone
+came ── read, parse, tokenize ──► tokenized ── waiting room ──► started ── workers ──► computed ── write ──► gone
         └──── tokenization ────┘           └──── queue ────┘           └─ inference ─┘         └─ encoding ─┘
 """
 
 import itertools
-import logging
 import re
 import secrets
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.types import Scope, Send
 
 from embellama.backend import Times
 from embellama.jobs import Job
+from embellama_server.reply import Reply, ReplyContext
+from embellama_server.state import ServedModel
+from embellama_server.telemetry.access import ACCESS_FIELDS
 from embellama_server.telemetry.metrics import Metrics
-from embellama_server.work import Reply, ReplyContext
-
-if TYPE_CHECKING:
-    from embellama_server.app import Model
-
-access = logging.getLogger("embellama.access")
 
 # An id that a client gives its request comes back to it; other requests get a new one.
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -35,25 +31,25 @@ HEADERS = (b"x-tokenization-time", b"x-queue-time", b"x-inference-time", b"x-tot
 
 
 class Exchange:
-    """What is known of one request; used on the event loop.
+    """One request of a dialect and its reply; used on the event loop.
 
     Attributes:
-        accept: What the client takes, in lower case.
-        model: Name of the model it is for; empty until that is known.
-        n_characters: Of its texts.
+        accept: The content types that the client accepts, in lower case.
+        model: Name of the model that was asked for; empty until it is known.
+        n_characters: Characters of all texts.
         n_truncated: Texts of which tokens were left out.
         n_texts: Texts, once they are tokens.
-        n_tokens: Of all texts.
-        times: When its texts were given to workers.
-        sending: Whether the answer has begun.
+        n_tokens: Tokens of all texts.
+        times: When texts were given to workers.
+        sending: Whether the reply has begun.
     """
 
     def __init__(self, metrics: Metrics, path: str, scope: Scope, send: Send):
         self._metrics, self._path, self._send = metrics, path, send
-        self._client = scope.get("client")
+        self._access_fields: dict[str, Any] | None = scope.get(ACCESS_FIELDS)
         self._came_at = time.monotonic()
         self._tokenized_at = self._computed_at = 0.0
-        self._status = 0  # no answer yet
+        self._status = 0  # no reply yet
         self._id = b""
         self.accept = ""
         for name, value in scope["headers"]:
@@ -68,24 +64,24 @@ class Exchange:
         self.sending = False
 
     def tokenized(self, job: Job[Any]) -> None:
-        """Its texts are tokens now."""
+        """Note that the texts are tokens now."""
         self._tokenized_at = time.monotonic()
         self.n_texts, self.n_tokens = len(job.tokens), sum(map(len, job.tokens))
 
     def computed(self) -> None:
-        """Its rows are here."""
+        """Note that the rows are here."""
         self._computed_at = time.monotonic()
 
     def failed(self, status: int) -> None:
-        """Count it by this status, though an answer has begun with another."""
+        """Count the request by this status, though a reply has begun with another."""
         self._status = status
 
-    def done(self, model: "Model") -> ReplyContext:
-        """Say what the writer of the answer may want to know."""
+    def context(self, model: ServedModel) -> ReplyContext:
+        """Return what a dialect may tell in its reply."""
         return ReplyContext(model.info, model.config, self.n_tokens, time.monotonic() - self._came_at)
 
     async def send(self, reply: Reply, pieces: list[bytes]) -> None:
-        """Send a whole answer."""
+        """Send a whole reply."""
         self._status = reply.status
         head = [(b"content-type", reply.content_type.encode()), (b"content-length", b"%d" % sum(map(len, pieces)))]
         head += [(name.encode(), value.encode()) for name, value in reply.headers.items()]
@@ -94,7 +90,7 @@ class Exchange:
             await self._send({"type": "http.response.body", "body": piece, "more_body": i < len(pieces)})
 
     async def send_part(self, content_type: str, part: bytes, *, last: bool = False) -> None:
-        """Send a part of an answer, the head before the first."""
+        """Send a part of a reply, the head before the first."""
         if not self.sending:
             self._status = 200
             await self._begin([(b"content-type", content_type.encode())])
@@ -133,10 +129,9 @@ class Exchange:
         self._metrics.request(self._path, self._status, self.model)
         if self._status == 200:
             self._metrics.answered(self.model, self.n_texts, self.n_tokens, self.n_truncated, seconds)
-        if access.isEnabledFor(logging.INFO):
-            fields = {
+        if self._access_fields is not None:
+            self._access_fields |= {
                 "request_id": self._id.decode(),
-                "client": self._client[0] if self._client else "",
                 "path": self._path,
                 "status": self._status,
                 "model": self.model,
@@ -144,4 +139,3 @@ class Exchange:
                 "tokens": self.n_tokens,
                 "ms": round(1000 * seconds[-1], 1),
             }
-            access.info(" ".join(f"{name}={value}" for name, value in fields.items()), extra={"fields": fields})

@@ -30,9 +30,10 @@ from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
 from embellama.jobs import Jobs
 from embellama.tuning import tuned_apart
-from embellama_server.app import Model, Server
+from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
 from embellama_server.protocol import Protocol
+from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry.logs import set_up_logging
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.workers.dispatcher import Dispatcher
@@ -58,12 +59,12 @@ def serve(config: ServerConfig) -> None:
     """
     set_up_logging(config)
     _raise_descriptor_limit()
-    front = build(config)
+    state = build(config)
     with _listen(config) as listener:
-        http = _Http(
-            front,
+        http = _HttpServer(
+            state,
             uvicorn.Config(
-                front.app(),
+                build_app(state),
                 http=Protocol,
                 ws="none",
                 lifespan="off",
@@ -80,7 +81,7 @@ def serve(config: ServerConfig) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, http.handle_exit)
         host, port = listener.getsockname()[:2]
-        for model in front.models.values():
+        for model in state.models.values():
             logger.info("serving %s", _described(model))
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         # What exists by now stays: the collector need not walk through it again and again.
@@ -92,12 +93,12 @@ def serve(config: ServerConfig) -> None:
             runner.run(_run(http, listener))
 
 
-class _Http(uvicorn.Server):
-    """uvicorn, that on its way out does not wait for requests that are not here yet."""
+class _HttpServer(uvicorn.Server):
+    """uvicorn's server, which when told to stop does not wait for requests that are not here yet."""
 
-    def __init__(self, front: Server, config: uvicorn.Config):
+    def __init__(self, state: ServerState, config: uvicorn.Config):
         super().__init__(config)
-        self.front = front
+        self.state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; on a second signal at once."""
@@ -107,12 +108,12 @@ class _Http(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Read what has arrived: uvicorn hangs up on connections that have no request, and one may be in the socket.
         await asyncio.sleep(ARRIVED_S)
-        self.front.stop_reading()
+        self.state.stop_reading()
         await super().shutdown(sockets)
 
 
-def build(config: ServerConfig) -> Server:
-    """Load the vocabularies, tune, and make the front and its pools, not yet started, for a checked config.
+def build(config: ServerConfig) -> ServerState:
+    """Load the vocabularies, tune, and make what the front shares, its workers not yet started, for a checked config.
 
     Raises:
         ConfigError: A model's settings are wrong, or there is too little memory.
@@ -120,15 +121,15 @@ def build(config: ServerConfig) -> Server:
     """
     # Texts are tokenised by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    pools: dict[str, Dispatcher] = {}
-    metrics = Metrics(pools)
-    models = [_model(pool, metrics) for pool in config.pools()]
+    dispatchers: dict[str, Dispatcher] = {}
+    metrics = Metrics(dispatchers)
+    models = [_served_model(model_config, metrics) for model_config in config.pools()]
     _check_memory(models)
-    pools |= {model.info.name: model.dispatcher for model in models}
-    return Server(config, models, metrics)
+    dispatchers |= {model.info.name: model.dispatcher for model in models}
+    return ServerState(config, models, metrics)
 
 
-def _model(config: ServerConfig, metrics: Metrics) -> Model:
+def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
     weights = Weights(config, vocab_only=True)
     if weights.pooling == "none":
         raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
@@ -139,10 +140,11 @@ def _model(config: ServerConfig, metrics: Metrics) -> Model:
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
-    return Model(config, jobs, info, dispatcher, int(os.stat(config.model_path).st_mtime))
+    created = int(os.stat(config.model_path).st_mtime)
+    return ServedModel(config, jobs, info, dispatcher, backend=dispatcher, created=created)
 
 
-def _described(model: Model) -> str:
+def _described(model: ServedModel) -> str:
     info, config = model.info, model.config
     aliases = f" (also {', '.join(config.aliases)})" if config.aliases else ""
     return (
@@ -151,10 +153,10 @@ def _described(model: Model) -> str:
     )
 
 
-async def _run(http: _Http, listener: socket.socket) -> None:
+async def _run(http: _HttpServer, listener: socket.socket) -> None:
     """Serve until a signal, or until a model turns out not to load in a worker: then raise why."""
     loop, restarts = asyncio.get_running_loop(), set()
-    dispatchers = [model.dispatcher for model in http.front.models.values()]
+    dispatchers = [model.dispatcher for model in http.state.models.values()]
 
     async def restart_all() -> None:
         for dispatcher in dispatchers:
@@ -182,8 +184,8 @@ async def _run(http: _Http, listener: socket.socket) -> None:
                 failed.result()
     finally:
         await asyncio.gather(*(dispatcher.close(at_once=http.force_exit) for dispatcher in dispatchers))
-        if http.front.n_unanswered:
-            logger.error("%d accepted requests could not be answered in time; they got 503", http.front.n_unanswered)
+        if http.state.n_unanswered:
+            logger.error("%d accepted requests could not be answered in time; they got 503", http.state.n_unanswered)
 
 
 def _raise_descriptor_limit() -> None:
@@ -193,7 +195,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _check_memory(models: list[Model]) -> None:
+def _check_memory(models: list[ServedModel]) -> None:
     """Refuse to start more workers than there is memory for; those of one model share its weights' pages."""
     n_bytes, n_workers = sum(model.info.n_bytes for model in models), sum(model.config.num_workers for model in models)
     wanted, available = n_bytes + n_workers * WORKER_BYTES, _available_bytes()

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from embellama_server import api
-from embellama_server.dialects import ENDPOINTS, openai
-from embellama_server.work import ReplyContext
+from embellama_server.dialects import DIALECTS
+from embellama_server.dialects.bodies import inputs_of
+from embellama_server.dialects.openai import OpenAIEmbeddings
+from embellama_server.problems import BadRequest
+from embellama_server.reply import ReplyContext
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -18,10 +20,12 @@ from embellama import EngineConfig
 from embellama.errors import InputError
 from embellama.results import Embeddings
 
+openai = OpenAIEmbeddings()
+
 
 def test_unknown_fields_are_ignored() -> None:
-    work = openai.embeddings(b'{"model":"m","input":"abc","user":"u","stream":false}', "")
-    assert (work.model, work.n_characters, work.stream) == ("m", 3, None)
+    request = openai.parse(b'{"model":"m","input":"abc","user":"u","stream":false}', "")
+    assert (request.model, request.n_characters, request.streams) == ("m", 3, False)
 
 
 @pytest.mark.parametrize(
@@ -50,17 +54,17 @@ def test_unknown_fields_are_ignored() -> None:
     ],
 )
 def test_a_bad_body_names_the_field(body: bytes, param: str | None, message: str) -> None:
-    with pytest.raises(api.BadRequest) as caught:
-        openai.embeddings(body, "")
+    with pytest.raises(BadRequest) as caught:
+        openai.parse(body, "")
     assert caught.value.param == param
     assert message in str(caught.value)
 
 
 @given(body=st.binary() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(orjson.dumps))
 def test_any_body_is_a_request_or_a_bad_request(body: bytes) -> None:
-    for endpoint in ENDPOINTS:
+    for dialect in DIALECTS:
         with suppress(InputError):
-            endpoint.parse(body, "")
+            dialect.parse(body, "")
 
 
 @pytest.mark.parametrize(
@@ -68,15 +72,15 @@ def test_any_body_is_a_request_or_a_bad_request(body: bytes) -> None:
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
 )
 def test_input_comes_in_four_shapes(value: str | list[object], items: list[object]) -> None:
-    assert api.items(value) == items
+    assert inputs_of(value) == items
 
 
 def test_input_must_be_of_one_kind_and_within_the_limit() -> None:
-    with pytest.raises(api.BadRequest, match="mixes texts and token ids"):
-        api.items(["a", 1])
-    with pytest.raises(api.BadRequest, match="input has 2049 items; the limit is 2048"):
-        api.items(["a"] * 2049)
-    assert api.items([7] * 2049) == [[7] * 2049]
+    with pytest.raises(BadRequest, match="mixes texts and token ids"):
+        inputs_of(["a", 1])
+    with pytest.raises(BadRequest, match="input has 2049 items; the limit is 2048"):
+        inputs_of(["a"] * 2049)
+    assert inputs_of([7] * 2049) == [[7] * 2049]
 
 
 CONFIG = EngineConfig(model_path="m.gguf")
@@ -94,9 +98,9 @@ def test_what_is_written_reads_back_to_the_bit(
     rows: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", encoding: str, n_tokens: int
 ) -> None:
     assume(rows.any(axis=1).all())
-    work = openai.embeddings(orjson.dumps({"model": 'mini"lm', "input": "a", "encoding_format": encoding}), "")
+    request = openai.parse(orjson.dumps({"model": 'mini"lm', "input": "a", "encoding_format": encoding}), "")
     counts = np.zeros(len(rows), np.int32)
-    reply = work.write(Embeddings(rows, counts, counts), ReplyContext(MODEL, CONFIG, n_tokens, 0.1))
+    reply = openai.reply(request, Embeddings(rows, counts, counts), ReplyContext(MODEL, CONFIG, n_tokens, 0.1))
     answer = orjson.loads(b"".join(reply.pieces))
     assert answer["object"] == "list"
     assert answer["model"] == 'mini"lm'

@@ -1,9 +1,9 @@
 """Ten thousand bodies that no client should send, over real connections: each is refused in its dialect's words.
 
-a dialect's request type ── msgspec.inspect ──► a good body ── one field spoilt, or the body broken ──► POST
+a dialect's body type ── msgspec.inspect ──► a good body ── one field spoilt, or the body broken ──► POST
                                                         4xx of the one shape, or 200 where it is right by chance ◄──┘
 
-The fields are read from the types that requests are parsed as, so new ones are tried without a word here.
+The fields are read from the types that bodies are parsed as, so new ones are tried without a word here.
 """
 
 import functools
@@ -11,7 +11,6 @@ import json
 import random
 import re
 import socket
-import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -20,8 +19,8 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-from embellama_server.dialects import ENDPOINTS
-from embellama_server.work import Endpoint
+from embellama_server.dialects import DIALECTS
+from embellama_server.dialects.base import Dialect
 from msgspec import inspect
 
 from embellama import EmbeddingEngine, EngineConfig
@@ -79,8 +78,13 @@ NO_JSON = [
 ]
 
 
+AnyDialect = Dialect[Any, Any]
+PATHS = [(dialect, path) for dialect in DIALECTS for path in dialect.paths]
+
+
 class Sent(NamedTuple):
-    endpoint: Endpoint
+    dialect: AnyDialect
+    path: str
     body: bytes
 
 
@@ -145,10 +149,10 @@ def written(fields: dict[str, Any]) -> bytes:
     )
 
 
-def bodies(endpoint: Endpoint, n: int, draw: random.Random) -> Iterator[bytes]:
+def bodies(dialect: AnyDialect, n: int, draw: random.Random) -> Iterator[bytes]:
     """Make `n` bodies for a path: first the systematic ones, then such with several things wrong at once."""
-    fields = fields_of(endpoint.request)
-    right = good(inspect.type_info(endpoint.request))
+    fields = fields_of(dialect.body_type)
+    right = good(inspect.type_info(dialect.body_type))
     systematic = [*VALUES, *NO_JSON]  # the whole body
     systematic += [
         written({**right, name: Raw(field)})
@@ -180,7 +184,7 @@ def bodies(endpoint: Endpoint, n: int, draw: random.Random) -> Iterator[bytes]:
         yield body
 
 
-def fault_of(endpoint: Endpoint, status: int, content_type: str, body: bytes) -> str:
+def fault_of(dialect: AnyDialect, status: int, content_type: str, body: bytes) -> str:
     """Say what is wrong with an answer; nothing if it is right."""
     if content_type != "application/json":
         return "content type"
@@ -188,9 +192,8 @@ def fault_of(endpoint: Endpoint, status: int, content_type: str, body: bytes) ->
         return "a number that is none" if re.search(rb"\b(NaN|Infinity)\b", body) else ""
     if status not in (400, 404, 413, 415):
         return "status"
-    shape = typing.get_type_hints(endpoint.refuse)["return"]
     try:
-        strict = msgspec.json.decode(body, type=shape)
+        strict = msgspec.json.decode(body, type=dialect.error_body)
     except msgspec.DecodeError as error:
         return str(error)
     return "" if strict == json.loads(body) else "more fields than it should have"
@@ -201,7 +204,7 @@ def ask(connection: socket.socket, requests: list[Sent]) -> Iterator[str]:
     connection.sendall(
         b"".join(
             b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
-            % (each.endpoint.path.encode(), len(each.body), each.body)
+            % (each.path.encode(), len(each.body), each.body)
             for each in requests
         )
     )
@@ -211,9 +214,9 @@ def ask(connection: socket.socket, requests: list[Sent]) -> Iterator[str]:
             head = dict(line.rstrip().split(b": ", 1) for line in iter(answers.readline, b"\r\n") if line)
             body = answers.read(int(head.get(b"content-length", 0)))
             status = int(status_line.split()[1]) if status_line else 0
-            if fault := fault_of(each.endpoint, status, head.get(b"content-type", b"").decode(), body):
-                yield f"POST {each.endpoint.path} {each.body[:300]!r}: {status} {body[:300]!r}: {fault}"
-            assert status, f"hung up on in place of an answer to {each.endpoint.path} {each.body[:300]!r}"
+            if fault := fault_of(each.dialect, status, head.get(b"content-type", b"").decode(), body):
+                yield f"POST {each.path} {each.body[:300]!r}: {status} {body[:300]!r}: {fault}"
+            assert status, f"hung up on in place of an answer to {each.path} {each.body[:300]!r}"
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +238,8 @@ def target(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_ten_thousand_bad_bodies_are_refused_in_the_dialects_words(target: Server) -> None:
     draw = random.Random(SEED)
-    each = -(-N_BODIES // len(ENDPOINTS))
-    requests = [Sent(endpoint, body) for endpoint in ENDPOINTS for body in bodies(endpoint, each, draw)]
+    each = -(-N_BODIES // len(PATHS))
+    requests = [Sent(dialect, path, body) for dialect, path in PATHS for body in bodies(dialect, each, draw)]
     draw.shuffle(requests)  # dialects come mixed on every connection
 
     def send(mine: list[Sent]) -> list[str]:
@@ -269,12 +272,12 @@ def test_ten_thousand_bad_bodies_are_refused_in_the_dialects_words(target: Serve
 def test_a_body_of_the_wrong_length_or_form_is_refused_in_the_dialects_words(
     target: Server, head: bytes, body: bytes, status: int
 ) -> None:
-    for endpoint in ENDPOINTS:
+    for dialect, path in PATHS:
         with connected(target) as connection:
-            connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n%s" % (endpoint.path.encode(), head, body))
+            connection.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\n%s\r\n\r\n%s" % (path.encode(), head, body))
             answer = read_answer(connection)
-        assert answer.status == status, endpoint.path
-        assert not fault_of(endpoint, status, answer.headers["content-type"], answer.body), endpoint.path
+        assert answer.status == status, path
+        assert not fault_of(dialect, status, answer.headers["content-type"], answer.body), path
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,23 @@
-"""What clients speak, each a thin translation to `Work`: requests parsed, answers and errors written."""
+"""The dialects: OpenAI's, Jina's and Voyage's, Cohere's, text-embeddings-inference's, Ollama's."""
+
+from typing import Any
 
 from embellama_server.dialects import cohere, ollama, openai, rerank, tei, tokens
+from embellama_server.dialects.base import Dialect
 
-ENDPOINTS = [
-    endpoint
-    for dialect in (openai, rerank, cohere, tei, ollama, tokens)  # the router asks in this order
-    for endpoint in dialect.ENDPOINTS
+# In the order in which they are described.
+DIALECTS: list[Dialect[Any, Any]] = [
+    openai.OpenAIEmbeddings(),
+    rerank.JinaRerank(),
+    cohere.CohereEmbed(),
+    cohere.CohereRerank(),
+    tei.TEIEmbed(),
+    tei.TEIEmbedAll(),
+    tei.TEIRerank(),
+    tei.TEISimilarity(),
+    ollama.OllamaEmbed(),
+    ollama.OllamaEmbeddings(),
+    tokens.Tokenize(),
+    tokens.Decode(),
+    tokens.Detokenize(),
 ]

@@ -10,190 +10,215 @@ from embellama.errors import InvalidOption
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Embeddings, Ranking
-from embellama_server import api
-from embellama_server.api import BadRequest, Encoding, Parser
-from embellama_server.dialects import openai
-from embellama_server.dialects.rerank import Document, Text, ranking_work, texts_of
-from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation, with_prompt_of
+from embellama_server.dialects.rerank import DocumentText, RankingRequest, ranking_job
+from embellama_server.dialects.vectors import Encoding, check_encoding, json_items
+from embellama_server.problems import BadRequest, Problem
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 
-class Content(msgspec.Struct):
+class CohereContent(msgspec.Struct):
     """A part of an input."""
 
     type: str
     text: str = ""
 
 
-class Input(msgspec.Struct):
+class CohereInput(msgspec.Struct):
     """An input in parts."""
 
-    content: list[Content]
+    content: list[CohereContent]
 
 
-class EmbedRequest(msgspec.Struct):
+class CohereEmbedBody(msgspec.Struct):
     """Body of ``POST /v2/embed``."""
 
     model: str
     input_type: str | None = None
     texts: list[str] | None = None
-    inputs: list[Input] | None = None
+    inputs: list[CohereInput] | None = None
     embedding_types: list[str] | None = None
     truncate: str | None = None  # Cohere's default is END
     max_tokens: int | None = None
     output_dimension: int | None = None
 
 
-class RerankRequest(msgspec.Struct):
+class CohereRerankBody(msgspec.Struct):
     """Body of ``POST /v2/rerank``."""
 
     model: str
     query: str
-    documents: list[str | Document]
+    documents: list[str | TextObject]
     top_n: int | None = None
     return_documents: bool | None = None
 
 
-class Version(TypedDict):
-    """Of Cohere's API."""
+class CohereVersion(TypedDict):
+    """The version of Cohere's API."""
 
     version: str
 
 
-class Meta(TypedDict):
+class CohereMeta(TypedDict):
     """What a request would have cost."""
 
-    api_version: Version
+    api_version: CohereVersion
     billed_units: dict[str, int]
 
 
-class EmbedAnswer(TypedDict):
+class CohereEmbedAnswer(TypedDict):
     """Vectors for each of the types asked for, in the texts' order."""
 
     id: str
     embeddings: dict[str, list[list[float] | str]]
     texts: list[str]
     response_type: Literal["embeddings_by_type"]
-    meta: Meta
+    meta: CohereMeta
 
 
-class Result(TypedDict):
+class CohereRankedDocument(TypedDict):
     """A document's score."""
 
     index: int
     relevance_score: float
-    document: NotRequired[Text]
+    document: NotRequired[DocumentText]
 
 
-class RerankAnswer(TypedDict):
+class CohereRerankAnswer(TypedDict):
     """The best documents, best first."""
 
     id: str
-    results: list[Result]
-    meta: Meta
+    results: list[CohereRankedDocument]
+    meta: CohereMeta
 
 
-class Refusal(TypedDict):
+class CohereErrorBody(TypedDict):
     """Cohere's error body."""
 
     id: str
     message: str
 
 
-_parse_embed, _parse_rerank = Parser(EmbedRequest), Parser(RerankRequest)
+class CohereEmbedRequest(ParsedRequest, kw_only=True):
+    """What ``POST /v2/embed`` asks for.
+
+    Attributes:
+        texts: The texts, which the reply repeats.
+        encoding: How vectors are written.
+    """
+
+    texts: list[str]
+    encoding: Encoding
 
 
-def embed(body: bytes, _: str) -> Work:
-    """Read ``POST /v2/embed``."""
-    request = _parse_embed(body)
-    texts = _texts(request)
-    types = request.embedding_types or ["float"]
-    as_base64 = "base64" in types
-    if as_base64 and len(types) > 1:
-        raise InvalidOption("embedding_types", "has base64 and others; ask for it alone")
-    encoding = Encoding.of(types, as_base64, "embedding_types")
-    truncate = api.truncation("end" if request.truncate is None else request.truncate)
-    how = truncate if request.max_tokens is None or truncate == "none" else request.max_tokens
+class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
+    """Vectors of texts."""
 
-    def ask(jobs: Jobs) -> Job[Embeddings]:
-        openai.check(jobs, encoding)
-        prompt = api.prompt_of(jobs, _known(jobs, request.input_type))
-        return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=how, dimensions=request.output_dimension))
+    paths = ("/v2/embed",)
+    body_type = CohereEmbedBody
+    error_body = CohereErrorBody
+    answers = {JSON: CohereEmbedAnswer}
+    about = "Vectors of texts, as Cohere defines it."
+    example = {"texts": ["A cat sleeps."], "input_type": "search_document", "embedding_types": ["float", "int8"]}
+    _body = BodyParser(CohereEmbedBody)
 
-    def write(answer: Embeddings, context: ReplyContext) -> Reply:
-        return Reply(_written(answer, context))
+    def parse(self, body: bytes, _: str) -> CohereEmbedRequest:
+        fields = self._body(body)
+        texts = _texts(fields)
+        types = fields.embedding_types or ["float"]
+        as_base64 = "base64" in types
+        if as_base64 and len(types) > 1:
+            raise InvalidOption("embedding_types", "has base64 and others; ask for it alone")
+        encoding = Encoding.of(types, as_base64, "embedding_types")
+        truncate = truncation("end" if fields.truncate is None else fields.truncate)
+        if fields.max_tokens is not None and truncate != "none":
+            truncate = fields.max_tokens
+        options = EmbedOptions(prompt=fields.input_type, truncate=truncate, dimensions=fields.output_dimension)
+        return CohereEmbedRequest(inputs=texts, model=fields.model, options=options, texts=texts, encoding=encoding)
 
-    def _written(answer: Embeddings, context: ReplyContext) -> Iterator[bytes]:
+    def job(self, request: CohereEmbedRequest, jobs: Jobs) -> Job[Embeddings]:
+        check_encoding(jobs, request.encoding)
+        options = request.options
+        # Cohere's client must give an input type, and these mean nothing to most models.
+        if options.prompt in ("classification", "clustering") and options.prompt not in jobs.prompts.names:
+            options = msgspec.structs.replace(options, prompt=None)
+        return jobs.encode(request.inputs, with_prompt_of(jobs, options))
+
+    def reply(self, request: CohereEmbedRequest, result: Embeddings, context: ReplyContext) -> Reply:
+        return Reply(self._json(request, result, context))
+
+    def _json(self, request: CohereEmbedRequest, result: Embeddings, context: ReplyContext) -> Iterator[bytes]:
         yield b'{"id":"%s","embeddings":{' % str(uuid.uuid4()).encode()
+        encoding = request.encoding
         for i, (name, dtype) in enumerate(encoding.dtypes.items()):
-            yield (b"," if i else b"") + api.dumps(name) + b":["
-            yield from api.listed(answer.vectors, Encoding({name: dtype}, as_base64), context)
+            yield (b"," if i else b"") + dumps(name) + b":["
+            yield from json_items(result.vectors, Encoding({name: dtype}, encoding.as_base64), context)
             yield b"]"
-        rest = {"texts": texts, "response_type": "embeddings_by_type", "meta": _meta(input_tokens=context.n_tokens)}
-        yield b"}," + api.dumps(rest)[1:]
+        rest = {
+            "texts": request.texts,
+            "response_type": "embeddings_by_type",
+            "meta": _meta(input_tokens=context.n_tokens),
+        }
+        yield b"}," + dumps(rest)[1:]
 
-    return Work(request.model, sum(map(len, texts)), ask, write)
-
-
-def rerank(body: bytes, _: str) -> Work:
-    """Read ``POST /v2/rerank``."""
-    request = _parse_rerank(body)
-    documents = texts_of(request.documents)
-
-    def write(ranking: Ranking, _: ReplyContext) -> Reply:
-        results: list[Result] = [
-            {"index": each.index, "relevance_score": each.relevance_score} for each in ranking.results
-        ]
-        if request.return_documents:
-            for result in results:
-                result["document"] = {"text": documents[result["index"]]}
-        answer: RerankAnswer = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(search_units=1)}
-        return Reply(iter([api.dumps(answer)]))
-
-    # Cohere cuts documents that are too long.
-    return ranking_work(request.model, request.query, documents, request.top_n, "end", write)
+    def refuse(self, problem: Problem) -> CohereErrorBody:
+        return cohere_error(problem)
 
 
-def refuse(problem: Problem) -> Refusal:
+class CohereRerank(Dialect[RankingRequest, Ranking]):
+    """Documents by relevance."""
+
+    paths = ("/v2/rerank",)
+    body_type = CohereRerankBody
+    error_body = CohereErrorBody
+    answers = {JSON: CohereRerankAnswer}
+    about = "Documents by relevance, as Cohere defines it."
+    example = {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "top_n": 1}
+    _body = BodyParser(CohereRerankBody)
+
+    def parse(self, body: bytes, _: str) -> RankingRequest:
+        fields = self._body(body)
+        documents = texts_of(fields.documents)
+        return RankingRequest(
+            inputs=[fields.query, *documents],
+            model=fields.model,
+            options=EmbedOptions(truncate="end"),  # Cohere cuts documents that are too long
+            top_n=fields.top_n,
+            documents=documents if fields.return_documents else None,
+        )
+
+    def job(self, request: RankingRequest, jobs: Jobs) -> Job[Ranking]:
+        return ranking_job(request, jobs)
+
+    def reply(self, request: RankingRequest, result: Ranking, context: ReplyContext) -> Reply:
+        results: list[CohereRankedDocument] = []
+        for each in result.results:
+            item: CohereRankedDocument = {"index": each.index, "relevance_score": each.relevance_score}
+            if request.documents is not None:
+                item["document"] = {"text": request.documents[each.index]}
+            results.append(item)
+        answer: CohereRerankAnswer = {"id": str(uuid.uuid4()), "results": results, "meta": _meta(search_units=1)}
+        return Reply(iter([dumps(answer)]))
+
+    def refuse(self, problem: Problem) -> CohereErrorBody:
+        return cohere_error(problem)
+
+
+def cohere_error(problem: Problem) -> CohereErrorBody:
     """Make Cohere's error body."""
     return {"id": str(uuid.uuid4()), "message": problem.message}
 
 
-def _texts(request: EmbedRequest) -> list[str]:
-    if request.inputs is not None and request.texts is None:
-        for i, each in enumerate(request.inputs):
+def _texts(fields: CohereEmbedBody) -> list[str]:
+    if fields.inputs is not None and fields.texts is None:
+        for i, each in enumerate(fields.inputs):
             for part in each.content:
                 if part.type != "text":
                     raise BadRequest(f"inputs[{i}] has content of type {part.type!r}; only text is known", "inputs")
-        return texts_of(["\n".join(part.text for part in each.content) for each in request.inputs], "inputs")
-    return texts_of(request.texts or [], "texts")
+        return texts_of(["\n".join(part.text for part in each.content) for each in fields.inputs], "inputs")
+    return texts_of(fields.texts or [], "texts")
 
 
-def _known(jobs: Jobs, name: str | None) -> str | None:
-    """Leave out an input type that means nothing to this model: with Cohere's client, everybody must give one."""
-    return None if name in ("classification", "clustering") and name not in jobs.prompts.names else name
-
-
-def _meta(**units: int) -> Meta:
+def _meta(**units: int) -> CohereMeta:
     return {"api_version": {"version": "2"}, "billed_units": units}
-
-
-ENDPOINTS = [
-    Endpoint(
-        "/v2/embed",
-        EmbedRequest,
-        embed,
-        refuse,
-        "Vectors of texts, as Cohere defines it.",
-        {JSON: EmbedAnswer},
-        {"texts": ["A cat sleeps."], "input_type": "search_document", "embedding_types": ["float", "int8"]},
-    ),
-    Endpoint(
-        "/v2/rerank",
-        RerankRequest,
-        rerank,
-        refuse,
-        "Documents by relevance, as Cohere defines it.",
-        {JSON: RerankAnswer},
-        {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "top_n": 1},
-    ),
-]

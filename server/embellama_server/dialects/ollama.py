@@ -1,22 +1,21 @@
 """Ollama's ``/api/embed`` and its older ``/api/embeddings``."""
 
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
 
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Embeddings
-from embellama_server import api
-from embellama_server.api import Encoding, Parser
-from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, texts_of
+from embellama_server.dialects.vectors import FLOATS, json_items
+from embellama_server.problems import Problem
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
-FLOATS = Encoding.of(None)
 
-
-class EmbedRequest(msgspec.Struct):
+class OllamaEmbedBody(msgspec.Struct):
     """Body of ``POST /api/embed``; `options` and `keep_alive` mean nothing here."""
 
     model: str
@@ -25,14 +24,14 @@ class EmbedRequest(msgspec.Struct):
     dimensions: int | None = None
 
 
-class EmbeddingsRequest(msgspec.Struct):
+class OllamaEmbeddingsBody(msgspec.Struct):
     """Body of ``POST /api/embeddings``."""
 
     model: str
     prompt: str
 
 
-class EmbedAnswer(TypedDict):
+class OllamaEmbedAnswer(TypedDict):
     """Vectors in the texts' order; times in nanoseconds."""
 
     model: str
@@ -42,79 +41,100 @@ class EmbedAnswer(TypedDict):
     prompt_eval_count: int
 
 
-class EmbeddingsAnswer(TypedDict):
+class OllamaEmbeddingsAnswer(TypedDict):
     """The vector."""
 
     embedding: list[float]
 
 
-class Refusal(TypedDict):
+class OllamaErrorBody(TypedDict):
     """Ollama's error body."""
 
     error: str
 
 
-_parse_embed, _parse_embeddings = Parser(EmbedRequest), Parser(EmbeddingsRequest)
+class OllamaRequest(ParsedRequest, kw_only=True):
+    """What either path asks for.
+
+    Attributes:
+        tagged_model: The model's name as the client wrote it, perhaps with a tag.
+    """
+
+    tagged_model: str
 
 
-def embed(body: bytes, _: str) -> Work:
-    """Read ``POST /api/embed``."""
-    request = _parse_embed(body)
-    texts = texts_of([request.input] if isinstance(request.input, str) else request.input, "input")
+class OllamaEmbed(Dialect[OllamaRequest, Embeddings]):
+    """Vectors of texts."""
 
-    def write(answer: Embeddings, context: ReplyContext) -> Reply:
-        def pieces() -> Iterator[bytes]:
-            yield b'{"model":%s,"embeddings":[' % api.dumps(request.model)
-            yield from api.listed(answer.vectors, FLOATS, context)
-            nanoseconds = int(context.seconds * 1e9)
-            rest = {"total_duration": nanoseconds, "load_duration": 0, "prompt_eval_count": context.n_tokens}
-            yield b"]," + api.dumps(rest)[1:]
+    paths = ("/api/embed",)
+    body_type = OllamaEmbedBody
+    error_body = OllamaErrorBody
+    answers = {JSON: OllamaEmbedAnswer}
+    about = "Vectors of texts, as Ollama defines it."
+    example = {"input": ["A cat sleeps."]}
+    _body = BodyParser(OllamaEmbedBody)
 
-        return Reply(pieces())
+    def parse(self, body: bytes, _: str) -> OllamaRequest:
+        fields = self._body(body)
+        return OllamaRequest(
+            inputs=texts_of(fields.input, "input"),
+            model=_untagged(fields.model),
+            options=EmbedOptions(truncate="none" if fields.truncate is False else "end", dimensions=fields.dimensions),
+            tagged_model=fields.model,
+        )
 
-    return _work(request.model, texts, request.truncate is not False, request.dimensions, write)
+    def job(self, request: OllamaRequest, jobs: Jobs) -> Job[Embeddings]:
+        return jobs.encode(request.inputs, request.options)
+
+    def reply(self, request: OllamaRequest, result: Embeddings, context: ReplyContext) -> Reply:
+        return Reply(self._json(request, result, context))
+
+    def _json(self, request: OllamaRequest, result: Embeddings, context: ReplyContext) -> Iterator[bytes]:
+        yield b'{"model":%s,"embeddings":[' % dumps(request.tagged_model)
+        yield from json_items(result.vectors, FLOATS, context)
+        nanoseconds = int(context.seconds * 1e9)
+        rest = {"total_duration": nanoseconds, "load_duration": 0, "prompt_eval_count": context.n_tokens}
+        yield b"]," + dumps(rest)[1:]
+
+    def refuse(self, problem: Problem) -> OllamaErrorBody:
+        return ollama_error(problem)
 
 
-def embeddings(body: bytes, _: str) -> Work:
-    """Read ``POST /api/embeddings``."""
-    request = _parse_embeddings(body)
+class OllamaEmbeddings(Dialect[OllamaRequest, Embeddings]):
+    """The vector of one text."""
 
-    def write(answer: Embeddings, _: ReplyContext) -> Reply:
-        return Reply(iter([api.dumps({"embedding": answer.vectors[0]})]))
+    paths = ("/api/embeddings",)
+    body_type = OllamaEmbeddingsBody
+    error_body = OllamaErrorBody
+    answers = {JSON: OllamaEmbeddingsAnswer}
+    about = "The vector of one text, as Ollama had it."
+    example = {"prompt": "A cat sleeps."}
+    _body = BodyParser(OllamaEmbeddingsBody)
 
-    return _work(request.model, texts_of([request.prompt], "prompt"), True, None, write)
+    def parse(self, body: bytes, _: str) -> OllamaRequest:
+        fields = self._body(body)
+        return OllamaRequest(
+            inputs=[fields.prompt],
+            model=_untagged(fields.model),
+            options=EmbedOptions(truncate="end"),
+            tagged_model=fields.model,
+        )
+
+    def job(self, request: OllamaRequest, jobs: Jobs) -> Job[Embeddings]:
+        return jobs.encode(request.inputs, request.options)
+
+    def reply(self, _: OllamaRequest, result: Embeddings, __: ReplyContext) -> Reply:
+        return Reply(iter([dumps({"embedding": result.vectors[0]})]))
+
+    def refuse(self, problem: Problem) -> OllamaErrorBody:
+        return ollama_error(problem)
 
 
-def refuse(problem: Problem) -> Refusal:
+def ollama_error(problem: Problem) -> OllamaErrorBody:
     """Make Ollama's error body."""
     return {"error": problem.message}
 
 
-def _work(model: str, texts: list[str], truncate: bool, dimensions: int | None, write: Any) -> Work:
-    def ask(jobs: Jobs) -> Job[Embeddings]:
-        return jobs.encode(texts, EmbedOptions(truncate=api.truncation(truncate), dimensions=dimensions))
-
-    # Ollama's client may write the tag that every name has without one.
-    return Work(model.removesuffix(":latest"), sum(map(len, texts)), ask, write)
-
-
-ENDPOINTS = [
-    Endpoint(
-        "/api/embed",
-        EmbedRequest,
-        embed,
-        refuse,
-        "Vectors of texts, as Ollama defines it.",
-        {JSON: EmbedAnswer},
-        {"input": ["A cat sleeps."]},
-    ),
-    Endpoint(
-        "/api/embeddings",
-        EmbeddingsRequest,
-        embeddings,
-        refuse,
-        "The vector of one text, as Ollama had it.",
-        {JSON: EmbeddingsAnswer},
-        {"prompt": "A cat sleeps."},
-    ),
-]
+def _untagged(model: str) -> str:
+    """Leave out the tag that every name has without one, which Ollama's client may write."""
+    return model.removesuffix(":latest")

@@ -10,32 +10,32 @@ import msgspec
 
 from embellama.errors import EmptyInput, InvalidOption
 from embellama.jobs import Job, Jobs
-from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Truncate
-from embellama.outputs import check_dtype, quantize
+from embellama.options import ChunkOptions, EmbedOptions
+from embellama.outputs import quantize
 from embellama.results import Chunks, Embeddings
-from embellama_server import api
-from embellama_server.api import Encoding, Parser
-from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Stream, Work
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, TextObject, inputs_of, truncation, with_prompt_of
+from embellama_server.dialects.vectors import (
+    ROWS_A_PIECE,
+    EncodedVector,
+    Encoding,
+    check_encoding,
+    json_items,
+    little_endian,
+)
+from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 BINARY = "application/octet-stream"
-LINES = "application/x-ndjson"
+NDJSON = "application/x-ndjson"
 
 
-class TextInput(msgspec.Struct):
-    """Jina's way to write a text."""
-
-    text: str
-
-
-# A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `api.items` does.
-Input = str | list[str | int | list[int] | TextInput]
-
-
-class EmbeddingsRequest(msgspec.Struct):
+class OpenAIEmbeddingsBody(msgspec.Struct):
     """Body of ``POST /v1/embeddings``; fields it does not know are ignored, as OpenAI does."""
 
     model: str
-    input: Input
+    # A text, texts, token ids, or lists of token ids: msgspec cannot tell lists apart, `inputs_of` does.
+    input: str | list[str | int | list[int] | TextObject]
     encoding_format: Literal["float", "base64"] | None = None  # None is float, as OpenAI's null
     dimensions: int | None = None
     user: str | None = None
@@ -55,109 +55,173 @@ class EmbeddingsRequest(msgspec.Struct):
     return_truncated: bool | None = None  # say how many tokens of each text were left out
 
 
-class Usage(TypedDict):
+class OpenAIUsage(TypedDict):
     """Tokens computed, the prompts' included."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class Item(TypedDict):
+class OpenAIEmbedding(TypedDict):
     """A text's vector."""
 
     object: Literal["embedding"]
     index: int
-    embedding: api.Vector
+    embedding: EncodedVector
 
 
-class EmbeddingsAnswer(TypedDict):
+class OpenAIEmbeddingsAnswer(TypedDict):
     """Vectors in the texts' order."""
 
     object: Literal["list"]
-    data: list[Item]
+    data: list[OpenAIEmbedding]
     model: str
-    usage: Usage
+    usage: OpenAIUsage
     truncated: NotRequired[list[int]]
 
 
-_parse = Parser(EmbeddingsRequest, encoding_format="'float' or 'base64'")
-
-
-def embeddings(body: bytes, accept: str) -> Work:
-    """Read ``POST /v1/embeddings``."""
-    request = _parse(body)
-    given, request.input = request.input, ""  # they must not outlive `ask`
-    if isinstance(given, list):
-        given = [item.text if isinstance(item, TextInput) else item for item in given]
-    texts: Any = api.items(given)
-    encoding = Encoding.of(
-        request.output_dtype if request.output_dtype is not None else request.embedding_type,
-        request.encoding_format == "base64",
-        "output_dtype" if request.output_dtype is not None else "embedding_type",
-    )
-    dimensions = request.dimensions if request.dimensions is not None else request.output_dimension
-    truncate = api.truncation(request.truncation if request.truncate is None else request.truncate)
-    name = request.prompt_name or request.input_type or request.task
-
-    def ask(jobs: Jobs) -> Job[Any]:
-        check(jobs, encoding, request.normalized)
-        prompt = api.prompt_of(jobs, name)
-        if request.late_chunking:
-            return _late_chunks(jobs, texts, prompt, truncate, dimensions)
-        if isinstance(texts[0], str):
-            return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=truncate, dimensions=dimensions))
-        for option, value in (("truncate", truncate != "none"), ("prompt_name", prompt)):
-            if value:
-                raise InvalidOption(option, "does not go with token ids, which are used as they are")
-        return jobs.encode_ids(texts, OutputOptions(dimensions=dimensions))
-
-    def write(answer: Embeddings | Chunks, context: ReplyContext) -> Reply:
-        if BINARY in accept:
-            return _binary(answer, encoding, context)
-        n_cut = answer.n_cut.tolist() if request.return_truncated and isinstance(answer, Embeddings) else None
-        return Reply(_json(answer, encoding, request.model, context, n_cut))
-
-    if LINES not in accept:
-        return Work(request.model, sum(map(len, texts)), ask, write)
-    if request.late_chunking:
-        raise InvalidOption("late_chunking", f"does not go with {LINES}: its parts are read together")
-    return Work(request.model, sum(map(len, texts)), ask, write, _lines(request, encoding))
-
-
-def check(jobs: Jobs, encoding: Encoding, normalized: bool | None = None, param: str = "normalized") -> None:
-    """Refuse what the model's vectors cannot be written as; raises `InvalidOption`."""
-    config = jobs.config
-    for dtype in encoding.dtypes.values():
-        check_dtype(dtype, config.normalization, config.int8_limit)
-    if normalized is not None and normalized != (config.normalization != "none"):
-        raise InvalidOption(
-            param, f"is {str(normalized).lower()}; this model is served with normalization {config.normalization}"
-        )
-
-
-class Refusal(api.Refusal):
+class DetailedErrorBody(OpenAIErrorBody):
     """OpenAI's error body, with the message once more where Jina's and Voyage's clients look for it."""
 
     detail: str
 
 
-def refuse(problem: Problem) -> Refusal:
-    """Make the error body."""
-    return {**api.refuse(problem), "detail": problem.message}
+def detailed_error(problem: Problem) -> DetailedErrorBody:
+    """Make OpenAI's error body for Jina's and Voyage's clients too."""
+    return {**openai_error(problem), "detail": problem.message}
 
 
-def usage(n_tokens: int) -> Usage:
+class OpenAIEmbeddingsRequest(ParsedRequest, kw_only=True):
+    """What ``POST /v1/embeddings`` asks for.
+
+    Attributes:
+        model: The name as the client wrote it, which the reply repeats.
+        encoding: How vectors are written.
+        normalized: Whether vectors must be of unit length; None does not care.
+        late_chunking: Whether the texts are parts of one.
+        return_truncated: Whether the reply says how many tokens were left out.
+        binary: Whether the reply is the rows' bytes rather than JSON.
+    """
+
+    model: str
+    encoding: Encoding
+    normalized: bool | None
+    late_chunking: bool | None
+    return_truncated: bool | None
+    binary: bool
+
+
+class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
+    """Vectors of texts."""
+
+    paths = ("/v1/embeddings", "/embeddings")
+    body_type = OpenAIEmbeddingsBody
+    error_body = DetailedErrorBody
+    answers = {JSON: OpenAIEmbeddingsAnswer, BINARY: None, NDJSON: None}
+    about = (
+        "Vectors of texts, as OpenAI defines it; bytes, or a line of JSON for each vector, where `accept` names them."
+    )
+    example = {"input": ["A cat sleeps.", "Two dogs run."]}
+    stream_type = NDJSON
+    _body = BodyParser(OpenAIEmbeddingsBody, encoding_format="'float' or 'base64'")
+
+    def parse(self, body: bytes, accept: str) -> OpenAIEmbeddingsRequest:
+        fields = self._body(body)
+        given = fields.input
+        if isinstance(given, list):
+            given = [item.text if isinstance(item, TextObject) else item for item in given]
+        inputs = inputs_of(given)
+        encoding = Encoding.of(
+            fields.output_dtype if fields.output_dtype is not None else fields.embedding_type,
+            fields.encoding_format == "base64",
+            "output_dtype" if fields.output_dtype is not None else "embedding_type",
+        )
+        options = EmbedOptions(
+            dimensions=fields.dimensions if fields.dimensions is not None else fields.output_dimension,
+            truncate=truncation(fields.truncation if fields.truncate is None else fields.truncate),
+            prompt=fields.prompt_name or fields.input_type or fields.task,
+        )
+        streams = NDJSON in accept
+        if streams and fields.late_chunking:
+            raise InvalidOption("late_chunking", f"does not go with {NDJSON}: its parts are read together")
+        return OpenAIEmbeddingsRequest(
+            inputs=inputs,
+            model=fields.model,
+            options=options,
+            streams=streams,
+            encoding=encoding,
+            normalized=fields.normalized,
+            late_chunking=fields.late_chunking,
+            return_truncated=fields.return_truncated,
+            binary=BINARY in accept,
+        )
+
+    def job(self, request: OpenAIEmbeddingsRequest, jobs: Jobs) -> Job[Any]:
+        check_encoding(jobs, request.encoding, request.normalized)
+        options = with_prompt_of(jobs, request.options)
+        if request.late_chunking:
+            return _late_chunks(jobs, request.inputs, options)
+        if isinstance(request.inputs[0], str):
+            return jobs.encode(request.inputs, options)
+        for option, value in (("truncate", options.truncate != "none"), ("prompt_name", options.prompt)):
+            if value:
+                raise InvalidOption(option, "does not go with token ids, which are used as they are")
+        return jobs.encode_ids(request.inputs, options)
+
+    def reply(self, request: OpenAIEmbeddingsRequest, result: Embeddings | Chunks, context: ReplyContext) -> Reply:
+        if request.binary:
+            return _binary(result, request.encoding, context)
+        return Reply(self._json(request, result, context))
+
+    def _json(
+        self, request: OpenAIEmbeddingsRequest, result: Embeddings | Chunks, context: ReplyContext
+    ) -> Iterator[bytes]:
+        yield b'{"object":"list","data":['
+        yield from json_items(result.vectors, request.encoding, context, _item)
+        rest = {"model": request.model, "usage": usage(context.n_tokens)}
+        if request.return_truncated and isinstance(result, Embeddings):
+            rest["truncated"] = result.n_cut.tolist()
+        yield b"]," + dumps(rest)[1:]
+
+    def stream_rows(
+        self, request: OpenAIEmbeddingsRequest, result: Embeddings, first: int, context: ReplyContext
+    ) -> bytes:
+        values = request.encoding.rows(result.vectors, context.config.int8_limit)
+        return b"".join(dumps(_item(first + i, value)) + b"\n" for i, value in enumerate(values))
+
+    def stream_end(self, request: OpenAIEmbeddingsRequest, context: ReplyContext) -> bytes:
+        return dumps({"object": "list", "model": request.model, "usage": usage(context.n_tokens)}) + b"\n"
+
+    def refuse(self, problem: Problem) -> DetailedErrorBody:
+        return detailed_error(problem)
+
+
+def usage(n_tokens: int) -> OpenAIUsage:
     """Count tokens as OpenAI does."""
     return {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
 
 
-def _late_chunks(
-    jobs: Jobs, texts: list[Any], prompt: str | None, truncate: Truncate, dimensions: int | None
-) -> Job[Chunks]:
+def _item(index: int, value: Any) -> OpenAIEmbedding:
+    return {"object": "embedding", "index": index, "embedding": value}
+
+
+def _binary(result: Embeddings | Chunks, encoding: Encoding, context: ReplyContext) -> Reply:
+    """Write rows as they are in memory; shape and dtype are in the headers."""
+    if encoding.several:
+        raise InvalidOption("output_dtype", f"names several; an answer of {BINARY} has one")
+    [dtype] = encoding.dtypes.values()
+    rows = little_endian(quantize(result.vectors, dtype, context.config.int8_limit))
+    shape = ",".join(map(str, rows.shape))
+    headers = {"x-embedding-shape": shape, "x-embedding-dtype": rows.dtype.name, "x-embedding-format": dtype}
+    pieces = (rows[start : start + ROWS_A_PIECE].tobytes() for start in range(0, len(rows), ROWS_A_PIECE))
+    return Reply(pieces, BINARY, headers)
+
+
+def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
     """Read the texts as one, and ask for the vector of each of them in it (Jina's late chunking)."""
     if not isinstance(texts[0], str):
         raise InvalidOption("late_chunking", "takes texts, not token ids")
-    for option, value in (("truncate", truncate != "none"), ("task", prompt)):
+    for option, value in (("truncate", options.truncate != "none"), ("task", options.prompt)):
         if value:
             raise InvalidOption(option, "does not go with late_chunking")
     for index, text in enumerate(texts):
@@ -170,57 +234,4 @@ def _late_chunks(
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
-    return jobs.chunks(whole, ChunkOptions(character_spans=spans, dimensions=dimensions))
-
-
-def _item(index: int, row: Any) -> Item:
-    return {"object": "embedding", "index": index, "embedding": row}
-
-
-def _json(
-    answer: Embeddings | Chunks, encoding: Encoding, model: str, context: ReplyContext, n_cut: Any
-) -> Iterator[bytes]:
-    yield b'{"object":"list","data":['
-    yield from api.listed(answer.vectors, encoding, context, _item)
-    rest = {"model": model, "usage": usage(context.n_tokens)}
-    if n_cut is not None:
-        rest["truncated"] = n_cut
-    yield b"]," + api.dumps(rest)[1:]
-
-
-def _binary(answer: Embeddings | Chunks, encoding: Encoding, context: ReplyContext) -> Reply:
-    """Write rows as they are in memory; shape and dtype are in the headers."""
-    if encoding.several:
-        raise InvalidOption("output_dtype", f"names several; an answer of {BINARY} has one")
-    [dtype] = encoding.dtypes.values()
-    rows = api.little_endian(quantize(answer.vectors, dtype, context.config.int8_limit))
-    shape = ",".join(map(str, rows.shape))
-    headers = {"x-embedding-shape": shape, "x-embedding-dtype": rows.dtype.name, "x-embedding-format": dtype}
-    step = api.ROWS_A_PIECE
-    pieces = (rows[start : start + step].tobytes() for start in range(0, len(rows), step))
-    return Reply(pieces, BINARY, headers)
-
-
-def _lines(request: EmbeddingsRequest, encoding: Encoding) -> Stream:
-    def rows(answer: Embeddings, first: int, context: ReplyContext) -> bytes:
-        values = encoding.rows(answer.vectors, context.config.int8_limit)
-        return b"".join(api.dumps(_item(first + i, value)) + b"\n" for i, value in enumerate(values))
-
-    def end(context: ReplyContext) -> bytes:
-        return api.dumps({"object": "list", "model": request.model, "usage": usage(context.n_tokens)}) + b"\n"
-
-    return Stream(LINES, rows, end)
-
-
-ENDPOINTS = [
-    Endpoint(
-        path,
-        EmbeddingsRequest,
-        embeddings,
-        refuse,
-        "Vectors of texts, as OpenAI defines it; bytes, or a line of JSON for each vector, where `accept` names them.",
-        {JSON: EmbeddingsAnswer, BINARY: None, LINES: None},
-        {"input": ["A cat sleeps.", "Two dogs run."]},
-    )
-    for path in ("/v1/embeddings", "/embeddings")
-]
+    return jobs.chunks(whole, ChunkOptions(character_spans=spans, dimensions=options.dimensions))

@@ -1,33 +1,46 @@
-"""``/v1/rerank``, as Jina and Voyage have it.
+"""``/v1/rerank``, as Jina and Voyage have it; and what every dialect's reranking has in common.
 
 A reranker scores query and document read together; any other model by the cosine of their vectors. Scores are the
-engine's (`embellama.jobs.Ranking`).
+engine's (`embellama.results.Ranking`).
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 
 from embellama.jobs import Job, Jobs
+from embellama.options import EmbedOptions
 from embellama.results import Ranking
-from embellama_server import api
-from embellama_server.api import BadRequest, Parser
-from embellama_server.dialects import openai
-from embellama_server.work import JSON, Endpoint, Reply, ReplyContext, Work
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation
+from embellama_server.dialects.openai import DetailedErrorBody, detailed_error
+from embellama_server.problems import Problem
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 
-class Document(msgspec.Struct):
-    """A document as an object."""
+class RankingRequest(ParsedRequest, kw_only=True):
+    """What a request to order documents asks for; its `inputs` are the query and then the documents.
 
-    text: str
+    Attributes:
+        top_n: Most results wanted.
+        documents: The documents, where the reply repeats them; else None.
+    """
+
+    top_n: int | None = None
+    documents: list[str] | None = None
 
 
-class RerankRequest(msgspec.Struct):
+def ranking_job(request: RankingRequest, jobs: Jobs) -> Job[Ranking]:
+    """Make the job of a request to order documents."""
+    query, *documents = request.inputs
+    return jobs.rerank(query, documents, top_n=request.top_n, truncate=request.options.truncate)
+
+
+class JinaRerankBody(msgspec.Struct):
     """Body of ``POST /v1/rerank``; fields it does not know are ignored."""
 
     query: str
-    documents: list[str | Document]
+    documents: list[str | TextObject]
     model: str | None = None
     top_n: int | None = None
     top_k: int | None = None  # Voyage's
@@ -36,93 +49,85 @@ class RerankRequest(msgspec.Struct):
     truncation: bool | None = None  # Voyage's
 
 
-class Text(TypedDict):
-    """A document's text."""
+class DocumentText(TypedDict):
+    """A document's text, as an object."""
 
     text: str
 
 
-class Result(TypedDict):
+class JinaRankedDocument(TypedDict):
     """A document's score."""
 
     index: int
     relevance_score: float
-    document: NotRequired[str | Text]
+    document: NotRequired[str | DocumentText]
 
 
-class RerankAnswer(TypedDict):
+class JinaRerankAnswer(TypedDict):
     """The best documents, best first; `data` is `results` again."""
 
     object: Literal["list"]
     model: str
     usage: dict[str, int]
     method: Literal["cross-encoder", "cosine"]
-    results: list[Result]
-    data: list[Result]
+    results: list[JinaRankedDocument]
+    data: list[JinaRankedDocument]
 
 
-_parse = Parser(RerankRequest)
+class JinaRerankRequest(RankingRequest, kw_only=True):
+    """What ``POST /v1/rerank`` asks for.
+
+    Attributes:
+        documents_as_objects: Whether documents are repeated as objects, for Jina's client, or as texts, for Voyage's.
+    """
+
+    documents_as_objects: bool
 
 
-def rerank(body: bytes, _: str) -> Work:
-    """Read ``POST /v1/rerank``."""
-    request = _parse(body)
-    documents = texts_of(request.documents)
-    top_n = request.top_n if request.top_n is not None else request.top_k
-    truncate = request.truncation if request.truncate is None else request.truncate
+class JinaRerank(Dialect[JinaRerankRequest, Ranking]):
+    """Documents by relevance."""
 
-    def write(ranking: Ranking, context: ReplyContext) -> Reply:
-        results: list[Result] = []
-        for each in ranking.results:
-            result: Result = {"index": each.index, "relevance_score": each.relevance_score}
-            if request.return_documents:
-                # Voyage's client takes the text itself, Jina's an object.
-                text = documents[each.index]
-                result["document"] = text if request.top_k is not None else {"text": text}
-            results.append(result)
-        answer: RerankAnswer = {
+    paths = ("/v1/rerank",)
+    body_type = JinaRerankBody
+    error_body = DetailedErrorBody
+    answers = {JSON: JinaRerankAnswer}
+    about = "Documents by how well they answer a query, as Jina and Voyage define it."
+    example = {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "return_documents": True}
+    _body = BodyParser(JinaRerankBody)
+
+    def parse(self, body: bytes, _: str) -> JinaRerankRequest:
+        fields = self._body(body)
+        documents = texts_of(fields.documents)
+        truncate = truncation(fields.truncation if fields.truncate is None else fields.truncate)
+        return JinaRerankRequest(
+            inputs=[fields.query, *documents],
+            model=fields.model,
+            options=EmbedOptions(truncate=truncate),
+            top_n=fields.top_n if fields.top_n is not None else fields.top_k,
+            documents=documents if fields.return_documents else None,
+            documents_as_objects=fields.top_k is None,
+        )
+
+    def job(self, request: JinaRerankRequest, jobs: Jobs) -> Job[Ranking]:
+        return ranking_job(request, jobs)
+
+    def reply(self, request: JinaRerankRequest, result: Ranking, context: ReplyContext) -> Reply:
+        results: list[JinaRankedDocument] = []
+        for each in result.results:
+            item: JinaRankedDocument = {"index": each.index, "relevance_score": each.relevance_score}
+            if request.documents is not None:
+                text = request.documents[each.index]
+                item["document"] = {"text": text} if request.documents_as_objects else text
+            results.append(item)
+        answer: JinaRerankAnswer = {
             "object": "list",
             "model": request.model or context.model.name,
             "usage": {"prompt_tokens": context.n_tokens, "total_tokens": context.n_tokens},
-            "method": ranking.method,
+            "method": result.method,
             "results": results,
             "data": results,  # Voyage's word
         }
-        return Reply(iter([api.dumps(answer)]))
+        return Reply(iter([dumps(answer)]))
 
-    return ranking_work(request.model, request.query, documents, top_n, truncate, write)
-
-
-def ranking_work(
-    model: str | None, query: str, documents: list[str], top_n: int | None, truncate: Any, write: Any
-) -> Work:
-    """Make the work that every dialect's reranking is."""
-    how = api.truncation(truncate)
-
-    def ask(jobs: Jobs) -> Job[Ranking]:
-        return jobs.rerank(query, documents, top_n=top_n, truncate=how)
-
-    return Work(model, len(query) + sum(map(len, documents)), ask, write)
-
-
-def texts_of(documents: Sequence[str | Document], param: str = "documents") -> list[str]:
-    """Return documents as texts; raise `BadRequest` if there are none or too many."""
-    if not documents:
-        raise BadRequest(f"{param} is empty", param)
-    if len(documents) > api.MAX_INPUTS:
-        raise BadRequest(f"{param} has {len(documents)} items; the limit is {api.MAX_INPUTS}", param)
-    return [each.text if isinstance(each, Document) else each for each in documents]
-
-
-ENDPOINTS = [
-    Endpoint(
-        path,
-        RerankRequest,
-        rerank,
-        openai.refuse,
-        "Documents by how well they answer a query, as Jina and Voyage define it.",
-        {JSON: RerankAnswer},
-        {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "return_documents": True},
-    )
-    for path in ("/v1/rerank",)
-]
+    def refuse(self, problem: Problem) -> DetailedErrorBody:
+        return detailed_error(problem)

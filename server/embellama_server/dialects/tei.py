@@ -1,4 +1,4 @@
-"""text-embeddings-inference's ``/embed``, ``/embed_all``, ``/rerank``, ``/similarity``, and what goes with them.
+"""text-embeddings-inference's ``/embed``, ``/embed_all``, ``/rerank`` and ``/similarity``.
 
 Statuses are this server's, bodies are theirs.
 """
@@ -11,22 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embellama.jobs import Job, Jobs
-from embellama.options import EmbedOptions, OutputOptions, TokenOptions
+from embellama.options import EmbedOptions, Truncate
 from embellama.results import Embeddings, Ranking
 from embellama.similarity import cosine
-from embellama_server import api
-from embellama_server.api import Encoding, Parser
-from embellama_server.dialects import openai
-from embellama_server.dialects.rerank import ranking_work, texts_of
-from embellama_server.work import JSON, Endpoint, Problem, Reply, ReplyContext, Work
-
-# Their names for what went wrong, by this server's statuses.
-_KINDS = {400: "Validation", 404: "Validation", 413: "Validation", 500: "Backend", 503: "Overloaded", 504: "Overloaded"}
-
-FLOATS = Encoding.of(None)
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
+from embellama_server.dialects.rerank import RankingRequest, ranking_job
+from embellama_server.dialects.vectors import FLOATS, check_encoding, json_items
+from embellama_server.problems import Problem
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 
-class EmbedRequest(msgspec.Struct):
+class TEIEmbedBody(msgspec.Struct):
     """Body of ``POST /embed``."""
 
     inputs: str | list[str | int | list[int]]
@@ -37,7 +33,7 @@ class EmbedRequest(msgspec.Struct):
     dimensions: int | None = None
 
 
-class EmbedAllRequest(msgspec.Struct):
+class TEIEmbedAllBody(msgspec.Struct):
     """Body of ``POST /embed_all``."""
 
     inputs: str | list[str]
@@ -46,7 +42,7 @@ class EmbedAllRequest(msgspec.Struct):
     prompt_name: str | None = None
 
 
-class RerankRequest(msgspec.Struct):
+class TEIRerankBody(msgspec.Struct):
     """Body of ``POST /rerank``."""
 
     query: str
@@ -57,21 +53,21 @@ class RerankRequest(msgspec.Struct):
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
 
 
-class Compared(msgspec.Struct):
+class TEISentences(msgspec.Struct):
     """One text, and those it is compared with."""
 
     source_sentence: str
     sentences: list[str]
 
 
-class SimilarityRequest(msgspec.Struct):
+class TEISimilarityBody(msgspec.Struct):
     """Body of ``POST /similarity``."""
 
-    inputs: Compared
+    inputs: TEISentences
     parameters: dict[str, Any] | None = None
 
 
-class Result(TypedDict):
+class TEIRankedText(TypedDict):
     """A text's score."""
 
     index: int
@@ -79,149 +75,183 @@ class Result(TypedDict):
     text: NotRequired[str]
 
 
-class Refusal(TypedDict):
-    """Their error body."""
+class TEIErrorBody(TypedDict):
+    """text-embeddings-inference's error body."""
 
     error: str
     error_type: str
 
 
-_DIRECTION = "left or right"
-_parse_embed = Parser(EmbedRequest, truncation_direction=_DIRECTION)
-_parse_embed_all = Parser(EmbedAllRequest, truncation_direction=_DIRECTION)
-_parse_rerank = Parser(RerankRequest, truncation_direction=_DIRECTION)
-_parse_similarity = Parser(SimilarityRequest)
+# Their names for what went wrong, by this server's statuses.
+_ERROR_TYPES = {500: "Backend", 503: "Overloaded", 504: "Overloaded"}
 
 
-def embed(body: bytes, _: str) -> Work:
-    """Read ``POST /embed``."""
-    request = _parse_embed(body)
-    texts: Any = api.items(request.inputs, "inputs")
-    truncate = _truncate(request)
-
-    def ask(jobs: Jobs) -> Job[Embeddings]:
-        openai.check(jobs, FLOATS, request.normalize, "normalize")
-        if isinstance(texts[0], str):
-            prompt = api.prompt_of(jobs, request.prompt_name)
-            return jobs.encode(texts, EmbedOptions(prompt=prompt, truncate=truncate, dimensions=request.dimensions))
-        return jobs.encode_ids(texts, OutputOptions(dimensions=request.dimensions))
-
-    def write(answer: Embeddings, context: ReplyContext) -> Reply:
-        return Reply(_list(api.listed(answer.vectors, FLOATS, context)))
-
-    return Work(None, sum(map(len, texts)), ask, write)
+def tei_error(problem: Problem) -> TEIErrorBody:
+    """Make text-embeddings-inference's error body."""
+    return {"error": problem.message, "error_type": _ERROR_TYPES.get(problem.status, "Validation")}
 
 
-def embed_all(body: bytes, _: str) -> Work:
-    """Read ``POST /embed_all``: a vector for each token."""
-    request = _parse_embed_all(body)
-    texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
-    truncate = _truncate(request)
-
-    def ask(jobs: Jobs) -> Job[list[NDArray[Any]]]:
-        prompt = api.prompt_of(jobs, request.prompt_name)
-        return jobs.tokens(texts, TokenOptions(prompt=prompt, truncate=truncate))
-
-    def write(answer: list[NDArray[Any]], context: ReplyContext) -> Reply:
-        def pieces() -> Iterator[bytes]:
-            for i, rows in enumerate(answer):
-                yield b",[" if i else b"["
-                yield from api.listed(rows, FLOATS, context)
-                yield b"]"
-
-        return Reply(_list(pieces()))
-
-    return Work(None, sum(map(len, texts)), ask, write)
-
-
-def rerank(body: bytes, _: str) -> Work:
-    """Read ``POST /rerank``."""
-    request = _parse_rerank(body)
-    texts = texts_of(request.texts, "texts")
-
-    def write(ranking: Ranking, _: ReplyContext) -> Reply:
-        results: list[Result] = []
-        for each in ranking.results:
-            score = each.relevance_score
-            if ranking.method == "cross-encoder" and not request.raw_scores:
-                score = float(1 / (1 + np.exp(-np.float64(score))))
-            result: Result = {"index": each.index, "score": score}
-            if request.return_text:
-                result["text"] = texts[each.index]
-            results.append(result)
-        return Reply(iter([api.dumps(results)]))
-
-    return ranking_work(None, request.query, texts, None, _truncate(request), write)
-
-
-def similarity(body: bytes, _: str) -> Work:
-    """Read ``POST /similarity``."""
-    compared = _parse_similarity(body).inputs
-    texts = [*texts_of(compared.sentences, "inputs.sentences"), compared.source_sentence]
-
-    def write(answer: Embeddings, _: ReplyContext) -> Reply:
-        vectors = answer.vectors
-        return Reply(iter([api.dumps(cosine(vectors[-1], vectors[:-1]))]))
-
-    return Work(None, sum(map(len, texts)), lambda jobs: jobs.encode(texts), write)
-
-
-def refuse(problem: Problem) -> Refusal:
-    """Make their error body."""
-    return {"error": problem.message, "error_type": _KINDS.get(problem.status, "Validation")}
-
-
-def _truncate(request: EmbedRequest | EmbedAllRequest | RerankRequest) -> Any:
-    if not request.truncate:
+def _truncate(fields: TEIEmbedBody | TEIEmbedAllBody | TEIRerankBody) -> Truncate:
+    if not fields.truncate:
         return "none"
-    return "start" if request.truncation_direction.lower() == "left" else "end"
+    return "start" if fields.truncation_direction.lower() == "left" else "end"
 
 
-def _list(inside: Iterator[bytes]) -> Iterator[bytes]:
+# For messages about a wrong truncation_direction.
+_DIRECTIONS = "left or right"
+
+
+class TEIEmbedRequest(ParsedRequest, kw_only=True):
+    """What ``POST /embed`` asks for.
+
+    Attributes:
+        normalize: Whether vectors must be of unit length.
+    """
+
+    normalize: bool
+
+
+class TEIEmbed(Dialect[TEIEmbedRequest, Embeddings]):
+    """Vectors of texts."""
+
+    paths = ("/embed", "/")  # Hugging Face's client posts to the address that it is given, as it is
+    body_type = TEIEmbedBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[list[float]]}
+    about = "Vectors of texts, as text-embeddings-inference defines it."
+    example = {"inputs": ["A cat sleeps."]}
+    _body = BodyParser(TEIEmbedBody, truncation_direction=_DIRECTIONS)
+
+    def parse(self, body: bytes, _: str) -> TEIEmbedRequest:
+        fields = self._body(body)
+        return TEIEmbedRequest(
+            inputs=inputs_of(fields.inputs, "inputs"),
+            options=EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields), dimensions=fields.dimensions),
+            normalize=fields.normalize,
+        )
+
+    def job(self, request: TEIEmbedRequest, jobs: Jobs) -> Job[Embeddings]:
+        check_encoding(jobs, FLOATS, request.normalize, "normalize")
+        if isinstance(request.inputs[0], str):
+            return jobs.encode(request.inputs, with_prompt_of(jobs, request.options))
+        return jobs.encode_ids(request.inputs, request.options)
+
+    def reply(self, _: TEIEmbedRequest, result: Embeddings, context: ReplyContext) -> Reply:
+        return Reply(_bracketed(json_items(result.vectors, FLOATS, context)))
+
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
+
+
+class TEIEmbedAll(Dialect[ParsedRequest, list[NDArray[Any]]]):
+    """A vector for each token of each text."""
+
+    paths = ("/embed_all",)
+    body_type = TEIEmbedAllBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[list[list[float]]]}
+    about = "A vector for each token of each text."
+    example = {"inputs": ["A cat sleeps."]}
+    _body = BodyParser(TEIEmbedAllBody, truncation_direction=_DIRECTIONS)
+
+    def parse(self, body: bytes, _: str) -> ParsedRequest:
+        fields = self._body(body)
+        texts = texts_of(fields.inputs, "inputs")
+        return ParsedRequest(inputs=texts, options=EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields)))
+
+    def job(self, request: ParsedRequest, jobs: Jobs) -> Job[list[NDArray[Any]]]:
+        return jobs.tokens(request.inputs, with_prompt_of(jobs, request.options))
+
+    def reply(self, _: ParsedRequest, result: list[NDArray[Any]], context: ReplyContext) -> Reply:
+        return Reply(_bracketed(self._lists(result, context)))
+
+    def _lists(self, result: list[NDArray[Any]], context: ReplyContext) -> Iterator[bytes]:
+        for i, rows in enumerate(result):
+            yield b",[" if i else b"["
+            yield from json_items(rows, FLOATS, context)
+            yield b"]"
+
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
+
+
+class TEIRerankRequest(RankingRequest, kw_only=True):
+    """What ``POST /rerank`` asks for.
+
+    Attributes:
+        raw_scores: Whether a reranker's scores are given as they are, rather than between 0 and 1.
+    """
+
+    raw_scores: bool
+
+
+class TEIRerank(Dialect[TEIRerankRequest, Ranking]):
+    """Texts by relevance."""
+
+    paths = ("/rerank",)
+    body_type = TEIRerankBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[TEIRankedText]}
+    about = "Texts by relevance, as text-embeddings-inference defines it."
+    example = {"query": "Who sleeps?", "texts": ["A dog runs.", "A cat sleeps."], "return_text": True}
+    _body = BodyParser(TEIRerankBody, truncation_direction=_DIRECTIONS)
+
+    def parse(self, body: bytes, _: str) -> TEIRerankRequest:
+        fields = self._body(body)
+        texts = texts_of(fields.texts, "texts")
+        return TEIRerankRequest(
+            inputs=[fields.query, *texts],
+            options=EmbedOptions(truncate=_truncate(fields)),
+            documents=texts if fields.return_text else None,
+            raw_scores=fields.raw_scores,
+        )
+
+    def job(self, request: TEIRerankRequest, jobs: Jobs) -> Job[Ranking]:
+        return ranking_job(request, jobs)
+
+    def reply(self, request: TEIRerankRequest, result: Ranking, _: ReplyContext) -> Reply:
+        results: list[TEIRankedText] = []
+        for each in result.results:
+            score = each.relevance_score
+            if result.method == "cross-encoder" and not request.raw_scores:
+                score = float(1 / (1 + np.exp(-np.float64(score))))
+            item: TEIRankedText = {"index": each.index, "score": score}
+            if request.documents is not None:
+                item["text"] = request.documents[each.index]
+            results.append(item)
+        return Reply(iter([dumps(results)]))
+
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
+
+
+class TEISimilarity(Dialect[ParsedRequest, Embeddings]):
+    """How alike texts are; the `inputs` are the texts, and last the one they are compared with."""
+
+    paths = ("/similarity",)
+    body_type = TEISimilarityBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[float]}
+    about = "How alike one text is to each of several."
+    example = {"inputs": {"source_sentence": "A cat sleeps.", "sentences": ["A cat rests.", "A dog runs."]}}
+    _body = BodyParser(TEISimilarityBody)
+
+    def parse(self, body: bytes, _: str) -> ParsedRequest:
+        given = self._body(body).inputs
+        return ParsedRequest(inputs=[*texts_of(given.sentences, "inputs.sentences"), given.source_sentence])
+
+    def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
+        return jobs.encode(request.inputs)
+
+    def reply(self, _: ParsedRequest, result: Embeddings, __: ReplyContext) -> Reply:
+        vectors = result.vectors
+        return Reply(iter([dumps(cosine(vectors[-1], vectors[:-1]))]))
+
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
+
+
+def _bracketed(inside: Iterator[bytes]) -> Iterator[bytes]:
     yield b"["
     yield from inside
     yield b"]"
-
-
-ENDPOINTS = [
-    *(
-        # Hugging Face's client posts to the address that it is given, as it is.
-        Endpoint(
-            path,
-            EmbedRequest,
-            embed,
-            refuse,
-            "Vectors of texts, as text-embeddings-inference defines it.",
-            {JSON: list[list[float]]},
-            {"inputs": ["A cat sleeps."]},
-        )
-        for path in ("/embed", "/")
-    ),
-    Endpoint(
-        "/embed_all",
-        EmbedAllRequest,
-        embed_all,
-        refuse,
-        "A vector for each token of each text.",
-        {JSON: list[list[list[float]]]},
-        {"inputs": ["A cat sleeps."]},
-    ),
-    Endpoint(
-        "/rerank",
-        RerankRequest,
-        rerank,
-        refuse,
-        "Texts by relevance, as text-embeddings-inference defines it.",
-        {JSON: list[Result]},
-        {"query": "Who sleeps?", "texts": ["A dog runs.", "A cat sleeps."], "return_text": True},
-    ),
-    Endpoint(
-        "/similarity",
-        SimilarityRequest,
-        similarity,
-        refuse,
-        "How alike one text is to each of several.",
-        {JSON: list[float]},
-        {"inputs": {"source_sentence": "A cat sleeps.", "sentences": ["A cat rests.", "A dog runs."]}},
-    ),
-]

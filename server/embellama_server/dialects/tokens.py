@@ -1,25 +1,27 @@
 """Texts to token ids and back: ``/tokenize`` and ``/decode`` as text-embeddings-inference has them, ``/detokenize``.
 
-Nothing is computed, so these jobs have no texts for the pool.
+Nothing is computed: these jobs have no texts for a worker, and their result is the body of the reply, in pieces.
 """
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import msgspec
 
 from embellama.jobs import Job, Jobs
-from embellama_server import api
-from embellama_server.api import Parser
-from embellama_server.dialects import tei
-from embellama_server.dialects.rerank import texts_of
-from embellama_server.work import JSON, Endpoint, Reply, ReplyContext, Work
+from embellama.options import EmbedOptions
+from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
+from embellama_server.dialects.tei import TEIErrorBody, tei_error
+from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
+from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 # 2,000 tokens take orjson about 1 ms, in which no other thread runs.
 TOKENS_A_PIECE = 2000
 
 
-class TokenizeRequest(msgspec.Struct):
+class TokenizeBody(msgspec.Struct):
     """Body of ``POST /tokenize``."""
 
     inputs: str | list[str]
@@ -28,7 +30,7 @@ class TokenizeRequest(msgspec.Struct):
     model: str | None = None
 
 
-class DecodeRequest(msgspec.Struct):
+class DecodeBody(msgspec.Struct):
     """Body of ``POST /decode``."""
 
     ids: list[int | list[int]]
@@ -36,14 +38,14 @@ class DecodeRequest(msgspec.Struct):
     model: str | None = None
 
 
-class DetokenizeRequest(msgspec.Struct):
+class DetokenizeBody(msgspec.Struct):
     """Body of ``POST /detokenize``."""
 
     tokens: list[int]
     model: str | None = None
 
 
-class Piece(TypedDict):
+class TokenDescription(TypedDict):
     """A token, and the characters of the text it is of."""
 
     id: int
@@ -59,92 +61,109 @@ class DetokenizeAnswer(TypedDict):
     content: str
 
 
-_parse_tokenize, _parse_decode, _parse_detokenize = (
-    Parser(TokenizeRequest),
-    Parser(DecodeRequest),
-    Parser(DetokenizeRequest),
-)
+class TokensRequest(ParsedRequest, kw_only=True):
+    """What is asked of a tokenizer.
+
+    Attributes:
+        special: Whether special tokens are included.
+    """
+
+    special: bool
+    computes: bool = False
 
 
-def tokenize(body: bytes, _: str) -> Work:
-    """Read ``POST /tokenize``."""
-    request = _parse_tokenize(body)
-    texts = texts_of([request.inputs] if isinstance(request.inputs, str) else request.inputs, "inputs")
+class TokensDialect(Dialect[TokensRequest, list[bytes]]):
+    """A request to a tokenizer; subclasses write the reply's body where the tokenizing is done, in `write`."""
 
-    def answer(jobs: Jobs) -> Iterator[bytes]:
-        prompted = texts
-        if name := api.prompt_of(jobs, request.prompt_name):
-            prompted = jobs.prompts.apply(name, texts)
-        for i, text in enumerate(prompted):
+    def job(self, request: TokensRequest, jobs: Jobs) -> Job[list[bytes]]:
+        pieces = list(self.write(request, jobs))  # here, for it may take a while
+        return Job([], lambda _: pieces)
+
+    @abstractmethod
+    def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
+        """Write the reply's body, in pieces."""
+
+    def reply(self, _: TokensRequest, result: list[bytes], __: ReplyContext) -> Reply:
+        return Reply(iter(result))
+
+
+class Tokenize(TokensDialect):
+    """The tokens of texts."""
+
+    paths = ("/tokenize",)
+    body_type = TokenizeBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[list[TokenDescription]]}
+    about = "The tokens of texts."
+    example = {"inputs": "A cat sleeps."}
+    _body = BodyParser(TokenizeBody)
+
+    def parse(self, body: bytes, _: str) -> TokensRequest:
+        fields = self._body(body)
+        return TokensRequest(
+            inputs=texts_of(fields.inputs, "inputs"),
+            model=fields.model,
+            options=EmbedOptions(prompt=fields.prompt_name),
+            special=fields.add_special_tokens,
+        )
+
+    def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
+        texts = request.inputs
+        if prompt := with_prompt_of(jobs, request.options).prompt:
+            texts = jobs.prompts.apply(prompt, texts)
+        for i, text in enumerate(texts):
             yield b",[" if i else b"[["
-            found = jobs.tokenizer.pieces(text, special=request.add_special_tokens)
+            found = jobs.tokenizer.pieces(text, special=request.special)
             for start in range(0, len(found), TOKENS_A_PIECE):
-                items = api.dumps([piece._asdict() for piece in found[start : start + TOKENS_A_PIECE]])
+                items = dumps([piece._asdict() for piece in found[start : start + TOKENS_A_PIECE]])
                 yield (b"," if start else b"") + items[1:-1]
             yield b"]"
         yield b"]"
 
-    return _work(request.model, sum(map(len, texts)), answer)
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
 
 
-def decode(body: bytes, _: str) -> Work:
-    """Read ``POST /decode``."""
-    request = _parse_decode(body)
-    texts: Any = api.items(request.ids, "ids")
+class Decode(TokensDialect):
+    """Texts of lists of token ids."""
 
-    def answer(jobs: Jobs) -> Iterator[bytes]:
-        yield api.dumps([jobs.tokenizer.decode(ids, special=not request.skip_special_tokens) for ids in texts])
+    paths = ("/decode",)
+    body_type = DecodeBody
+    error_body = TEIErrorBody
+    answers = {JSON: list[str]}
+    about = "Texts of token ids."
+    example = {"ids": [[5, 6]]}
+    _body = BodyParser(DecodeBody)
 
-    return _work(request.model, sum(map(len, texts)), answer)
+    def parse(self, body: bytes, _: str) -> TokensRequest:
+        fields = self._body(body)
+        ids: Any = inputs_of(fields.ids, "ids")
+        return TokensRequest(inputs=ids, model=fields.model, special=not fields.skip_special_tokens)
 
+    def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
+        yield dumps([jobs.tokenizer.decode(ids, special=request.special) for ids in request.inputs])
 
-def detokenize(body: bytes, _: str) -> Work:
-    """Read ``POST /detokenize``, which llama-server has too."""
-    request = _parse_detokenize(body)
-
-    def answer(jobs: Jobs) -> Iterator[bytes]:
-        yield api.dumps({"content": jobs.tokenizer.decode(request.tokens)})
-
-    return _work(request.model, len(request.tokens), answer)
-
-
-def _work(model: str | None, size: int, answer: Callable[[Jobs], Iterator[bytes]]) -> Work:
-    def ask(jobs: Jobs) -> Job[Any]:
-        pieces = list(answer(jobs))  # here, for it may take a while
-        return Job([], lambda _: pieces)
-
-    def write(pieces: list[bytes], _: ReplyContext) -> Reply:
-        return Reply(iter(pieces))
-
-    return Work(model, size, ask, write, computes=False)
+    def refuse(self, problem: Problem) -> TEIErrorBody:
+        return tei_error(problem)
 
 
-ENDPOINTS = [
-    Endpoint(
-        "/tokenize",
-        TokenizeRequest,
-        tokenize,
-        tei.refuse,
-        "The tokens of texts.",
-        {JSON: list[list[Piece]]},
-        {"inputs": "A cat sleeps."},
-    ),
-    Endpoint(
-        "/decode",
-        DecodeRequest,
-        decode,
-        tei.refuse,
-        "Texts of token ids.",
-        {JSON: list[str]},
-        {"ids": [[5, 6]]},
-    ),
-    Endpoint(
-        "/detokenize",
-        DetokenizeRequest,
-        detokenize,
-        api.refuse,
-        "The text of token ids.",
-        {JSON: DetokenizeAnswer},
-        {"tokens": [5, 6]},
-    ),
-]
+class Detokenize(TokensDialect):
+    """The text of token ids, as llama-server has it too."""
+
+    paths = ("/detokenize",)
+    body_type = DetokenizeBody
+    error_body = OpenAIErrorBody
+    answers = {JSON: DetokenizeAnswer}
+    about = "The text of token ids."
+    example = {"tokens": [5, 6]}
+    _body = BodyParser(DetokenizeBody)
+
+    def parse(self, body: bytes, _: str) -> TokensRequest:
+        fields = self._body(body)
+        return TokensRequest(inputs=[fields.tokens], model=fields.model, special=False)
+
+    def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
+        yield dumps({"content": jobs.tokenizer.decode(request.inputs[0], special=request.special)})
+
+    def refuse(self, problem: Problem) -> OpenAIErrorBody:
+        return openai_error(problem)

@@ -3,8 +3,8 @@
 Exchange ──► requests, texts, tokens, seconds              Dispatcher ──► batches
 pools ──► waiting, workers, their time and memory, read when somebody asks (`Metrics.page`)
 
-Label sets are bounded: paths and models are those that exist, statuses those of `api.STATUSES`, and a worker is known
-by its place in the pool, not by its process.
+Label sets are bounded: paths and models are those that exist, statuses those of `problems.STATUSES`, and a worker is
+known by its place in the pool, not by its process.
 """
 
 import functools

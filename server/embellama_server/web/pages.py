@@ -1,29 +1,29 @@
-"""What is answered without a model computing anything: lists, health, metrics.
+"""Pages that need no model to compute anything: lists, health, metrics.
 
-Server ──► GET /v1/models, /info, /api/tags ……   what is served, in each dialect's words
-       ──► GET /livez, /readyz, /health          alive; ready; a picture
-       ──► GET /metrics                          for Prometheus
+ServerState ──► GET /v1/models, /info, /api/tags ……   what is served, in each dialect's words
+            ──► GET /livez, /readyz, /health          alive; ready; how the workers are
+            ──► GET /metrics                          for Prometheus
 """
 
 import datetime
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from embellama import __version__
 from embellama.backend import PoolStatus
-from embellama_server import api
+from embellama_server.dialects.bodies import MAX_INPUTS
+from embellama_server.problems import MethodNotAllowed, NotFound, openai_error, problem_of
+from embellama_server.reply import JSON, dumps
+from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry import metrics
-from embellama_server.work import JSON
-
-if TYPE_CHECKING:
-    from embellama_server.app import Model, Server
 
 
-class Described(TypedDict):
-    """A model as OpenAI describes one, and what it does not say."""
+class ModelDescription(TypedDict):
+    """A model as OpenAI describes one, with more fields of our own."""
 
     id: str
     object: Literal["model"]
@@ -42,14 +42,14 @@ class Described(TypedDict):
     workers: int
 
 
-class Models(TypedDict):
+class ModelList(TypedDict):
     """The models that are served."""
 
     object: Literal["list"]
-    data: list[Described]
+    data: list[ModelDescription]
 
 
-class Workers(TypedDict):
+class WorkerCounts(TypedDict):
     """How many workers there are, and were started again."""
 
     ready: int
@@ -57,35 +57,35 @@ class Workers(TypedDict):
     restarts: int
 
 
-class Waiting(TypedDict):
-    """What waits for a worker."""
+class WaitingCounts(TypedDict):
+    """How much waits for a worker."""
 
     requests: int
     tokens: int
 
 
-class Pool(TypedDict):
+class PoolHealth(TypedDict):
     """How a model's workers are, and what is wrong."""
 
     status: PoolStatus
-    workers: Workers
-    waiting: Waiting
+    workers: WorkerCounts
+    waiting: WaitingCounts
     reason: NotRequired[str]
 
 
-class Health(TypedDict):
-    """The worst of the models' states; one model's pool, or that of each."""
+class ServerHealth(TypedDict):
+    """The worst state of any model; how the workers are, of the only model or of each."""
 
     status: PoolStatus
-    workers: NotRequired[Workers]
-    waiting: NotRequired[Waiting]
+    workers: NotRequired[WorkerCounts]
+    waiting: NotRequired[WaitingCounts]
     reason: NotRequired[str]
-    models: NotRequired[dict[str, Pool]]
+    models: NotRequired[dict[str, PoolHealth]]
 
 
-def routes(server: "Server") -> list[Route]:
-    """Return the routes of `server`."""
-    pages = _Pages(server)
+def routes(state: ServerState) -> list[Route]:
+    """Return the pages' routes."""
+    pages = _Pages(state)
     return [
         Route("/v1/models", pages.models),
         Route("/v1/models/{id:path}", pages.model),
@@ -100,29 +100,46 @@ def routes(server: "Server") -> list[Route]:
     ]
 
 
-def refusal(error: Exception, headers: dict[str, str] | None = None) -> Response:
-    """Make the answer to a request that went to no dialect."""
-    problem, more = api.problem(error)
-    return as_json(api.refuse(problem), problem.status, {**more, **(headers or {})})
+def error_response(error: Exception, headers: dict[str, str] | None = None) -> Response:
+    """Make the response that tells of an error, for a request that went to no dialect."""
+    problem, more = problem_of(error)
+    return as_json(openai_error(problem), problem.status, {**more, **(headers or {})})
+
+
+def http_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    kind = MethodNotAllowed if error.status_code == 405 else NotFound
+    return error_response(kind(f"{request.method} {request.url.path}: {error.detail}"), headers)
+
+
+def unexpected_error(_: Request, error: Exception) -> Response:
+    """Answer a request that our own mistake spoilt."""
+    return error_response(error)
 
 
 class _Pages:
-    def __init__(self, server: "Server"):
-        self._server = server
+    """The pages of one server: each method answers a path."""
+
+    def __init__(self, state: ServerState):
+        self._state = state
 
     async def models(self, _: Request) -> Response:
-        return as_json({"object": "list", "data": [_described(model) for model in self._server.models.values()]})
+        return as_json({"object": "list", "data": [_description(model) for model in self._state.models.values()]})
 
     async def model(self, request: Request) -> Response:
         try:
-            return as_json(_described(self._server.model(request.path_params["id"])))
+            return as_json(_description(self._state.model(request.path_params["id"])))
         except Exception as error:
-            return refusal(error)
+            return error_response(error)
 
     async def info(self, _: Request) -> Response:
-        """As text-embeddings-inference describes itself, and the first model."""
-        model = self._server.model(None)
-        config, info = self._server.config, model.info
+        """Describe the server and its first model as text-embeddings-inference does."""
+        model = self._state.model(None)
+        config, info = self._state.config, model.info
         kind: dict[str, Any] = {"embedding": {"pooling": info.pooling}}
         if info.pooling == "rank":
             kind = {"reranker": {"id2label": {}, "label2id": {}}}
@@ -136,7 +153,7 @@ class _Pages:
                 "max_input_length": info.n_ctx,
                 "max_batch_tokens": model.config.max_batch_tokens,
                 "max_batch_requests": model.config.max_batch_size,
-                "max_client_batch_size": api.MAX_INPUTS,
+                "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": False,
                 "tokenization_workers": 1,
                 "version": __version__,
@@ -145,8 +162,8 @@ class _Pages:
         )
 
     async def tags(self, _: Request) -> Response:
-        """As Ollama lists its models."""
-        return as_json({"models": [_tag(model) for model in self._server.models.values()]})
+        """List the models as Ollama does."""
+        return as_json({"models": [_tag(model) for model in self._state.models.values()]})
 
     async def version(self, _: Request) -> Response:
         return as_json({"version": __version__})
@@ -155,33 +172,33 @@ class _Pages:
         return Response("ok", media_type="text/plain")
 
     async def readyz(self, _: Request) -> Response:
-        """Ready: every model has a worker that reproduced its canary, and the server is not stopping."""
-        missing = [name for name, model in self._server.models.items() if not model.dispatcher.n_ready]
-        if self._server.stopping:
+        """Tell whether every model has a worker that reproduced its canary, and the server is not stopping."""
+        missing = [name for name, model in self._state.models.items() if not model.dispatcher.n_ready]
+        if self._state.stopping:
             return Response("stopping", 503, media_type="text/plain")
         if missing:
             return Response(f"no worker is ready for {', '.join(missing)}", 503, media_type="text/plain")
         return Response("ok", media_type="text/plain")
 
     async def health(self, _: Request) -> Response:
-        pools = {name: _health(model) for name, model in self._server.models.items()}
+        models = {name: _health(model) for name, model in self._state.models.items()}
         # The worst of them speaks for all.
-        status = max((pool["status"] for pool in pools.values()), key=_WORSE.index)
-        first = next(iter(pools.values()))
+        status = max((each["status"] for each in models.values()), key=_WORSE.index)
+        first = next(iter(models.values()))
         body: dict[str, Any] = {**first, "status": status}
-        if len(pools) > 1:
-            body = {"status": status, "models": pools}
+        if len(models) > 1:
+            body = {"status": status, "models": models}
         return as_json(body, 200 if status in ("ok", "degraded") else 503)
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._server.metrics.page(), headers={"content-type": metrics.CONTENT_TYPE})
+        return Response(self._state.metrics.page(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
 _WORSE = ("ok", "degraded", "starting", "unavailable")
 
 
-def _described(model: "Model") -> Described:
-    """Describe a model as OpenAI does, and what it does not say."""
+def _description(model: ServedModel) -> ModelDescription:
+    """Describe a model as OpenAI does, and more."""
     info, config = model.info, model.config
     return {
         "id": info.name,
@@ -202,7 +219,7 @@ def _described(model: "Model") -> Described:
     }
 
 
-def _tag(model: "Model") -> dict[str, Any]:
+def _tag(model: ServedModel) -> dict[str, Any]:
     info = model.info
     modified = datetime.datetime.fromtimestamp(model.created, datetime.UTC).isoformat()
     return {
@@ -221,9 +238,9 @@ def _tag(model: "Model") -> dict[str, Any]:
     }
 
 
-def _health(model: "Model") -> Pool:
+def _health(model: ServedModel) -> PoolHealth:
     pool = model.dispatcher.state
-    body: Pool = {
+    body: PoolHealth = {
         "status": pool.status,
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
         "waiting": {"requests": pool.n_waiting, "tokens": pool.waiting_tokens},
@@ -234,5 +251,5 @@ def _health(model: "Model") -> Pool:
 
 
 def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Make an answer of JSON."""
-    return Response(api.dumps(body), status, headers, JSON)
+    """Make a response of JSON."""
+    return Response(dumps(body), status, headers, JSON)

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from embellama_server import dialects
-from embellama_server.web import openapi, pages
+from embellama_server.dialects import DIALECTS
+from embellama_server.web import docs, openapi, pages
 from hypothesis import HealthCheck, settings
 
 from tests.conftest import Server, running_server
@@ -18,6 +18,8 @@ pytestmark = pytest.mark.server
 # A description cannot say all that a request must be: a text is not empty, an id is in the vocabulary.
 config = schemathesis.Config.from_dict({"checks": {"positive_data_acceptance": {"enabled": False}}})
 schema = schemathesis.openapi.from_dict(openapi.description("tiny"), config=config)
+
+PATHS = [path for dialect in DIALECTS for path in dialect.paths]
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -51,7 +53,7 @@ def test_it_does_whatever_kind_of_answer_is_wanted(case: schemathesis.Case[Any],
         assert last["usage"]["total_tokens"] > 0
 
 
-@pytest.mark.parametrize("path", [endpoint.path for endpoint in dialects.ENDPOINTS])
+@pytest.mark.parametrize("path", PATHS)
 def test_the_descriptions_example_works(target: Server, path: str) -> None:
     body = openapi.description("tiny")["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
     answer = httpx.post(f"{target.url}{path}", json=body)
@@ -68,6 +70,8 @@ def with_a_model(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
 
 def test_every_path_is_described(target: Server) -> None:
     served: Any = None  # by no server: only the paths are looked at
-    routes = [*dialects.ENDPOINTS, *pages.routes(served), *openapi.routes("tiny")]
-    assert {route.path.replace(":path", "") for route in routes} == openapi.description("tiny")["paths"].keys()
+    routes = [*pages.routes(served), *openapi.routes("tiny"), *docs.routes("tiny")]
+    assert {*PATHS, *(route.path.replace(":path", "") for route in routes)} == openapi.description("tiny")[
+        "paths"
+    ].keys()
     assert httpx.get(f"{target.url}/openapi.json").json() == json.loads(json.dumps(openapi.description("tiny")))

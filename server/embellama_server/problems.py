@@ -1,0 +1,129 @@
+"""Errors as clients are told of them: a status, a message, OpenAI's `type` and `code`.
+
+an exception ── problem_of, by STATUSES ──► Problem ── a dialect's `refuse`, or `openai_error` ──► the body of a reply
+
+The library knows no HTTP. What can be wrong with a request itself rather than with its texts is raised as one of the
+errors defined here.
+"""
+
+import math
+from typing import NotRequired, TypedDict
+
+import msgspec
+
+from embellama import errors
+from embellama.errors import EmbellamaError, InputError
+
+
+class BadRequest(InputError):
+    """The request itself is wrong. `param` is the field at fault, `index` its item if it is a list."""
+
+    def __init__(self, message: str, param: str | None = None, index: int | None = None):
+        super().__init__(message, param, index)
+        self.param, self.index = param, index
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TooManyTokens(BadRequest):
+    """The texts of one request have more tokens than a request may have."""
+
+
+class BodyTooLarge(BadRequest):
+    """The body has more bytes than the server takes."""
+
+
+class BodyTooSlow(BadRequest):
+    """The body was not here in time."""
+
+
+class UnsupportedEncoding(BadRequest):
+    """The body is compressed."""
+
+
+class NotFound(BadRequest):
+    """There is nothing at this path."""
+
+
+class MethodNotAllowed(BadRequest):
+    """The path does not answer this method."""
+
+
+# The status of each error, OpenAI's `type` and its `code`. The most particular class wins.
+STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
+    errors.InputError: (400, "invalid_request_error", None),
+    errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    TooManyTokens: (400, "invalid_request_error", "max_tokens_per_request"),
+    errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
+    NotFound: (404, "invalid_request_error", "not_found"),
+    MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
+    BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
+    BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
+    UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),
+    errors.ModelError: (500, "server_error", "model_error"),
+    errors.ServiceError: (503, "server_error", "unavailable"),
+    errors.Overloaded: (503, "server_error", "overloaded"),
+    errors.DeadlineExceeded: (504, "server_error", "timeout"),
+    Exception: (500, "server_error", "internal_error"),
+}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An error as clients are told of it, in OpenAI's words; every dialect has its own shape for them."""
+
+    status: int
+    message: str
+    type: str
+    code: str | None
+    param: str | None
+    index: int | None
+
+
+def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """Describe an error to a client, with the headers that go with it; an unexpected one tells no details."""
+    status, type_, code = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    index = getattr(error, "index", None)
+    param = getattr(error, "option", None) or getattr(error, "param", None)
+    if isinstance(error, errors.ModelNotFound):
+        param = "model"
+    elif isinstance(error, errors.PromptError):
+        param = "prompt_name"
+    message = _short(str(error)) if isinstance(error, EmbellamaError) else "internal error"
+    # OpenAI's SDK obeys it, up to a minute.
+    headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
+    return Problem(status, message, type_, code, param or ("input" if index is not None else None), index), headers
+
+
+class OpenAIError(TypedDict):
+    """An error, in OpenAI's words; `index` is the position of the text at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    index: NotRequired[int]
+
+
+class OpenAIErrorBody(TypedDict):
+    """OpenAI's error body, which is the server's own wherever no dialect has one."""
+
+    error: OpenAIError
+
+
+def openai_error(problem: Problem) -> OpenAIErrorBody:
+    """Make OpenAI's error body."""
+    error: OpenAIError = {
+        "message": problem.message,
+        "type": problem.type,
+        "param": problem.param,
+        "code": problem.code,
+    }
+    if problem.index is not None:
+        error["index"] = problem.index
+    return {"error": error}
+
+
+def _short(message: str, most: int = 1000) -> str:
+    """Leave out the middle of a long message: it may quote a value of megabytes."""
+    return message if len(message) <= most else f"{message[: most // 2]} … {message[-most // 2 :]}"

@@ -1,0 +1,76 @@
+"""Read a request's body, within bounds of size and time; and notice when its client has hung up."""
+
+import asyncio
+
+from starlette.types import Receive, Scope
+
+from embellama.errors import Unavailable
+from embellama_server.held import HeldBytes
+from embellama_server.problems import BodyTooLarge, BodyTooSlow, UnsupportedEncoding
+from embellama_server.state import ServerState
+
+
+class ClientGone(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
+def check_encoding(scope: Scope) -> None:
+    """Refuse a compressed body: what a few bytes of it unfold to has no bound."""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedEncoding(f"content-encoding is {value.decode('latin-1')}; send the body as it is")
+
+
+async def read_body(state: ServerState, scope: Scope, receive: Receive, deadline: float, held: HeldBytes) -> bytes:
+    """Read a body; once the server stops, only what is here already.
+
+    Raises:
+        BodyTooSlow: It was not here by the deadline.
+        BodyTooLarge: It has more than `max_body_bytes`.
+        Overloaded: All requests together hold too many bytes.
+        Unavailable: The server stops.
+        ClientGone: The client hung up.
+    """
+    if state.stopping:
+        deadline = 0.0  # what is here already is taken
+    try:
+        async with asyncio.timeout_at(deadline) as timeout:
+            state.reading.add(timeout)
+            try:
+                return await _chunks(state.config.max_body_bytes, scope, receive, held)
+            finally:
+                state.reading.discard(timeout)
+    except TimeoutError:
+        if state.stopping:
+            raise Unavailable("the server is shutting down") from None
+        raise BodyTooSlow(f"the body was not here within {state.config.timeout_ms} ms") from None
+
+
+async def _chunks(limit: int, scope: Scope, receive: Receive, held: HeldBytes) -> bytes:
+    n_declared = next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+    chunks: list[bytes] = []
+    more, n_read = True, 0
+    while max(n_declared, n_read) <= limit:
+        if not more:
+            return b"".join(chunks)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        n_read += len(chunks[-1])
+        held.reserve(len(chunks[-1]))
+    raise BodyTooLarge(f"the body has {max(n_declared, n_read)} bytes or more; the limit is {limit}")
+
+
+def cancel_when_gone(receive: Receive) -> "asyncio.Task[None]":
+    """Cancel the current task when its client has hung up; the returned task is done then."""
+    request = asyncio.current_task()
+    assert request is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        request.cancel()
+
+    return asyncio.create_task(watch())

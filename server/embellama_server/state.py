@@ -1,0 +1,129 @@
+"""What the parts of the front share: the models that are served, and what is true of the server as a whole.
+
+serve.build ──► ServerState ──► app, web, exchange: read by all
+                    └── ServedModel.submit ──► the back end: a model's worker processes
+
+Used on the event loop only.
+"""
+
+import asyncio
+from typing import Any, NamedTuple
+
+from embellama.backend import Backend, Times
+from embellama.batch import Rows
+from embellama.errors import ModelNotFound, Overloaded, Unavailable
+from embellama.info import ModelInfo
+from embellama.jobs import Job, Jobs
+from embellama_server.config import ServerConfig
+from embellama_server.telemetry.metrics import Metrics
+from embellama_server.tokenizing import TokenizeThread
+from embellama_server.workers.dispatcher import Dispatcher
+
+
+class SubmittedJob:
+    """A job at a back end, whose rows are to come."""
+
+    def __init__(self, job: Job[Any], future: "asyncio.Future[Rows]"):
+        self.job = job
+        self._future = future
+
+    async def rows(self) -> Rows:
+        """Wait for what `Job.finish` takes; an error about a text names the caller's."""
+        with self.job.naming_texts():
+            return await self._future
+
+    def cancel(self) -> None:
+        """Drop what no worker computes yet."""
+        self._future.cancel()
+
+
+class ServedModel(NamedTuple):
+    """A model that is served.
+
+    config: The model's settings.
+    jobs: Makes jobs of texts.
+    info: What is known of the model.
+    dispatcher: The model's worker processes.
+    backend: What jobs are given to.
+    created: The time of the model's file, in seconds since 1970.
+    """
+
+    config: ServerConfig
+    jobs: Jobs
+    info: ModelInfo
+    dispatcher: Dispatcher
+    backend: "Backend[asyncio.Future[Rows]]"
+    created: int
+
+    def submit(self, job: Job[Any], deadline: float, times: Times) -> SubmittedJob:
+        """Give a job with at least one text to the back end.
+
+        Args:
+            job: What to compute.
+            deadline: When it fails with `DeadlineExceeded`, on the event loop's clock.
+            times: Where to write when a worker began with it.
+
+        Raises:
+            ServiceError: It cannot be computed in time.
+            EmbeddingFailed: A text killed workers not long ago.
+        """
+        with job.naming_texts():
+            future = self.backend.submit(job.tokens, per_token=job.per_token, deadline=deadline, times=times)
+        return SubmittedJob(job, future)
+
+
+class ServerState:
+    """What the parts of the front share.
+
+    Attributes:
+        config: The server's settings; each model has its own beside them.
+        models: By name; requests that name no model get the first one.
+        names: The model of every name and alias.
+        metrics: Counts what happens.
+        tokenizing: The thread that tokenizes what is too much for the event loop.
+        tokenizing_huge: Another for requests so large that others must not wait for them.
+        reading: Timeouts of requests whose body is still coming.
+        stopping: Whether the server was told to stop.
+        n_unanswered: Requests that were here when the server stopped, and were not answered in time.
+        n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
+    """
+
+    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics):
+        self.config = config
+        self.models = {model.config.model_name: model for model in models}
+        self.names = {alias: model for model in models for alias in (model.config.model_name, *model.config.aliases)}
+        self.metrics = metrics
+        self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)
+        self.reading: set[asyncio.Timeout] = set()
+        self.stopping = False
+        self.n_unanswered = 0
+        self.n_held_bytes = 0
+
+    def stop_reading(self) -> None:
+        """Give up on requests that are not here yet: the server stops."""
+        self.stopping = True
+        for timeout in self.reading:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    def model(self, name: str | None) -> ServedModel:
+        """Find a model by name or alias; raises `ModelNotFound`."""
+        if name is None:
+            return next(iter(self.models.values()))
+        try:
+            return self.names[name]
+        except KeyError:
+            raise ModelNotFound(name, list(self.names)) from None
+
+    def check_room(self) -> None:
+        """Raise what every model's dispatcher would raise now, whatever the request."""
+        for i, model in enumerate(self.models.values(), 1):
+            try:
+                return model.dispatcher.check_room()
+            except (Overloaded, Unavailable):
+                if i == len(self.models):
+                    raise
+
+    def overloaded(self, reason: str) -> Overloaded:
+        """Make the error that says when to come again: when the dispatcher with the most to do has done it."""
+        errors = [model.dispatcher.overloaded(reason) for model in self.models.values()]
+        return max(errors, key=lambda error: error.retry_after_s)

@@ -1,0 +1,63 @@
+"""The access log: a line for every request, with `--access-log`.
+
+AccessLog, a step of the app ── client, path, status, time ──┬──► a line of the log
+Exchange, for a dialect's request ── id, model, texts, tokens ┘
+"""
+
+import logging
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("embellama.access")
+
+# Where in a request's scope `Exchange` finds the fields that it is to fill in, if the access log is on.
+ACCESS_FIELDS = "embellama.access_fields"
+
+# The order of a line's fields.
+FIELDS = ("request_id", "client", "path", "status", "model", "texts", "tokens", "ms")
+
+# A longer path is cut: it may have as many bytes as a request's head.
+MAX_PATH = 200
+
+
+class AccessLog:
+    """An ASGI application around another, that logs each of its requests; status 0 is a client that hung up."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.monotonic()
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        known: dict[str, Any] = {}
+        scope[ACCESS_FIELDS] = known
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            client = scope.get("client")
+            # As it was sent: decoded, it may hold line breaks.
+            path = scope.get("raw_path") or scope["path"].encode()
+            seen = {
+                "client": client[0] if client else "",
+                "path": path[:MAX_PATH].decode("ascii", "backslashreplace"),
+                "status": status,
+                "ms": round(1000 * (time.monotonic() - start), 1),
+            }
+            _log(seen | known)
+
+
+def _log(found: dict[str, Any]) -> None:
+    fields = {name: found[name] for name in FIELDS if name in found}
+    logger.info(" ".join(f"{name}={value}" for name, value in fields.items()), extra={"fields": fields})

@@ -1,0 +1,153 @@
+"""The description for people to read: one page of HTML, without scripts, that fetches nothing.
+
+openapi.description ── page ──► templates/docs.html ──► /docs
+"""
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+from jinja2 import Environment, PackageLoader, Template
+from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from embellama_server.reply import JSON
+from embellama_server.web import openapi
+
+Schema = dict[str, Any]
+
+
+class Field(NamedTuple):
+    """A field of a body: its name, and in words its type and default."""
+
+    name: str
+    type: str
+    default: str
+
+
+class PostSection(NamedTuple):
+    """What the page says of paths that differ in their name only.
+
+    id: The section's anchor.
+    command: An example for curl.
+    answer: Type of a good reply's body, in words.
+    error: Type of an error's body, in words.
+    """
+
+    id: str
+    paths: list[str]
+    about: str
+    fields: list[Field]
+    command: str
+    answer: str
+    error: str
+
+
+class GetLine(NamedTuple):
+    """What the page says of a path that is read with GET; one with a parameter is no link."""
+
+    path: str
+    about: str
+    is_link: bool
+
+
+def routes(model: str) -> list[Route]:
+    """Return the page's route; its examples ask for `model`."""
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page(model))
+
+    return [Route("/docs", docs)]
+
+
+@functools.cache
+def page(model: str) -> str:
+    """Write the page whose examples ask for `model`."""
+    description = openapi.description(model)
+    schemas = description["components"]["schemas"]
+    same: dict[str, list[str]] = {}  # paths whose operation is the same but for its name
+    gets = []
+    for path, operations in description["paths"].items():
+        if "post" in operations:
+            operation = {name: value for name, value in operations["post"].items() if name != "operationId"}
+            same.setdefault(str(operation), []).append(path)
+        else:
+            gets.append(GetLine(path, operations["get"]["summary"], is_link="{" not in path))
+    posts = [_section(paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
+    return _template().render(
+        version=description["info"]["version"],
+        about=description["info"]["description"],
+        posts=posts,
+        gets=gets,
+        errors=sorted({**openapi.ERRORS, "431": openapi.HEAD_TOO_LARGE}.items()),
+    )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("embellama_server.web"), autoescape=True, trim_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["prose"] = _prose
+    return environment.get_template("docs.html")
+
+
+def _prose(text: str) -> Markup:
+    """Write what stands between backquotes as code."""
+    return Markup(re.sub("`(.*?)`", r"<code>\1</code>", escape(text)))
+
+
+def _section(paths: list[str], operation: Schema, schemas: Schema) -> PostSection:
+    body = operation["requestBody"]["content"][JSON]
+    example = msgspec.json.encode(body["example"]).decode()
+    answer, error = (
+        _in_words(operation["responses"][status]["content"][JSON]["schema"], schemas) for status in ("200", "400")
+    )
+    return PostSection(
+        id=operation["operationId"],
+        paths=paths,
+        about=operation["summary"],
+        fields=_fields(schemas[_name(body["schema"])], schemas),
+        command=f"curl 127.0.0.1:8000{paths[0]} -H 'content-type: {JSON}' -d '{example}'",
+        answer=answer,
+        error=error,
+    )
+
+
+def _fields(schema: Schema, schemas: Schema) -> list[Field]:
+    fields = []
+    for name, about in schema["properties"].items():
+        default = "required" if name in schema["required"] else msgspec.json.encode(about["default"]).decode()
+        kind = _in_words(about, schemas).removesuffix(" or null")
+        fields.append(Field(name, kind, "" if default == "null" else default))
+    return fields
+
+
+def _name(schema: Schema) -> str:
+    """Return the name of the component that a schema refers to."""
+    return str(schema["$ref"].rpartition("/")[2])
+
+
+def _in_words(schema: Schema, schemas: Schema) -> str:
+    """Say in words what a schema allows."""
+    if "$ref" in schema:
+        return _in_words(schemas[_name(schema)], schemas)
+    if "anyOf" in schema:
+        return " or ".join(_in_words(each, schemas) for each in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(msgspec.json.encode(value).decode() for value in schema["enum"])
+    if schema.get("type") == "array":
+        items = _in_words(schema.get("items", {}), schemas)
+        return f"[{items}, …]"
+    if "properties" in schema:
+        wanted = schema.get("required", ())
+        fields = (
+            f"{name}{'' if name in wanted else '?'}: {_in_words(each, schemas)}"
+            for name, each in schema["properties"].items()
+        )
+        return "{" + ", ".join(fields) + "}"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return "{name: " + _in_words(schema["additionalProperties"], schemas) + ", …}"
+    return str(schema.get("type", "anything"))
