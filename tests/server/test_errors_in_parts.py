@@ -1,0 +1,41 @@
+"""An error that names a text by its place in a job, or in a part of one, names the client's text in the reply."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from embellama_server.app import STREAMED_TEXTS, build_app
+from embellama_server.state import ServerState
+
+from embellama.batch import Rows, Tokens
+from embellama.errors import EmbeddingFailed
+from tests.server.conftest import InstantBackend
+
+FAULTY = STREAMED_TEXTS + 3  # in the second part
+
+
+def submit(self: InstantBackend, tokens: Sequence[Tokens], **options: Any) -> "asyncio.Future[Rows]":
+    """Fail on the text that is longer than the others, named by its position in `tokens`."""
+    future = asyncio.get_running_loop().create_future()
+    lengths = [len(text) for text in tokens]
+    if max(lengths) > min(lengths):
+        future.set_exception(EmbeddingFailed(lengths.index(max(lengths)), "it broke"))
+    else:
+        future.set_result(np.ones((len(tokens), 32), np.float32))
+    return future
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_the_clients_text_is_named(state: ServerState, monkeypatch: pytest.MonkeyPatch, accept: str) -> None:
+    monkeypatch.setattr(InstantBackend, "submit", submit)
+    texts = ["red"] * FAULTY + ["red blue"] + ["red"] * 10
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(state)), base_url="http://test") as http:
+        answer = await http.post("/v1/embeddings", json={"model": "tiny", "input": texts}, headers={"accept": accept})
+    error = json.loads(answer.text.splitlines()[-1])["error"]
+    assert (error["code"], error["index"]) == ("model_error", FAULTY)
+    assert answer.status_code == (500 if accept == "application/json" else 200)
+    assert len(answer.text.splitlines()) == (1 if accept == "application/json" else STREAMED_TEXTS + 1)
