@@ -1,18 +1,19 @@
-"""Run functions in a separate process, because they may crash it or must leave no memory behind.
+"""Run functions in a separate process, because they may crash it, never end, or leave memory behind.
 
 IsolatedProcess(make, …) ══► a new process: target = make(…)
 call(function, …) ══► function(target, …) ──► what it returns, or the error it raises
                  ◄══
-a process that ends, or is silent for too long ──► ModelError
+a process that ends, or is silent for too long ──► ProcessFailed
 """
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -25,11 +26,21 @@ Args = ParamSpec("Args")
 # A call takes seconds; loading a large file from a slow disk takes longer.
 PATIENCE_S = 120.0
 
+# Not by multiprocessing, which would run the caller's main module once more.
+PROGRAM = "from embellama.machine import isolated; isolated.serve()"
+
+
+class ProcessFailed(ModelError):
+    """The process ended, or was silent for too long."""
+
 
 class IsolatedProcess(Generic[Target]):
     """An object made in a separate process, and functions called on it there.
 
-    For use by one thread. The process ends with the `with` block, or when the one that started it ends.
+    For use by one thread at a time. The process ends with the `with` block, or when the one that started it ends.
+
+    Attributes:
+        patience_s: Seconds an answer may take.
     """
 
     def __init__(self, make: Callable[..., Target], *args: Any):
@@ -37,21 +48,28 @@ class IsolatedProcess(Generic[Target]):
 
         Raises:
             EmbellamaError: As `make` raises it.
-            ModelError: The process ended or hangs, or `make` raised something else.
+            ProcessFailed: The process ended or hangs.
+            ModelError: `make` raised something else.
             OSError: No process can be started.
         """
-        context = multiprocessing.get_context("spawn")
-        self._end, other_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other_end, make, *args), daemon=True)
+        self.patience_s = PATIENCE_S
+        self._end, other_end = Pipe()
         try:
-            self._process.start()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(other_end.fileno())],
+                stdin=subprocess.PIPE,  # its end tells the process that this one has ended
+                stdout=subprocess.DEVNULL,
+                pass_fds=[other_end.fileno()],
+                # As in the server's workers: a dying ggml must not start a debugger.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"},
+            )
         except BaseException:
             self._end.close()
             raise
         finally:
             other_end.close()
         try:
-            self._answer()
+            self._ask(make, args, {})
         except BaseException:
             self.close()
             raise
@@ -60,16 +78,14 @@ class IsolatedProcess(Generic[Target]):
         self, function: Callable[Concatenate[Target, Args], Result], *args: Args.args, **options: Args.kwargs
     ) -> Result:
         """Call ``function(target, …)`` there, on what `make` returned. Raises as `__init__` does."""
-        try:
-            self._end.send((function, args, options))
-        except OSError:
-            raise self._death() from None
-        return self._answer()  # type: ignore[no-any-return]
+        return self._ask(function, args, options)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self._process.kill()
-        self._process.join()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._end.close()
 
     def __enter__(self) -> "IsolatedProcess[Target]":
@@ -80,10 +96,11 @@ class IsolatedProcess(Generic[Target]):
     ) -> None:
         self.close()
 
-    def _answer(self) -> Any:
+    def _ask(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
-            if not self._end.poll(PATIENCE_S):
-                raise ModelError(f"its process gave no answer in {PATIENCE_S:.0f} s")
+            self._end.send((function, args, options))
+            if not self._end.poll(self.patience_s):
+                raise ProcessFailed(f"its process gave no answer in {self.patience_s:.0f} s")
             result, error = self._end.recv()
         except (EOFError, OSError):
             raise self._death() from None
@@ -91,23 +108,24 @@ class IsolatedProcess(Generic[Target]):
             raise error
         return result
 
-    def _death(self) -> ModelError:
-        self._process.join()
-        status = self._process.exitcode or 0
+    def _death(self) -> ProcessFailed:
+        status = self._process.wait()
         how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with status {status}"
-        return ModelError(f"its process ended {how}")
+        return ProcessFailed(f"its process ended {how}")
 
 
-def _serve(end: Connection, make: Callable[..., Any], *args: Any) -> None:
+def serve() -> None:
+    """Answer calls until the process that started this one ends; the last argument is the pipe's descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the process that started this one decides
     threading.Thread(target=_exit_with_starter, daemon=True).start()
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # as in the server's workers
-    target, error = _attempt(make, *args)
-    end.send((None, error))
+    end = Connection(int(sys.argv[-1]))
     with contextlib.suppress(EOFError):
+        make, args, _ = end.recv()
+        target, error = _attempt(make, *args)
+        end.send((None, error))
         while not error:
-            function, values, options = end.recv()
-            end.send(_attempt(function, target, *values, **options))
+            function, args, options = end.recv()
+            end.send(_attempt(function, target, *args, **options))
 
 
 def _attempt(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, EmbellamaError | None]:
@@ -120,7 +138,5 @@ def _attempt(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[
 
 
 def _exit_with_starter() -> None:
-    starter = multiprocessing.parent_process()
-    assert starter is not None
-    starter.join()
+    sys.stdin.buffer.read()
     os._exit(1)
