@@ -37,10 +37,10 @@ from embellama.text.pairs import PairFormat
 from embellama.text.prompts import Prompts
 from embellama.text.tokenizer import Tokenized, Tokenizer, checked
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class Job(NamedTuple, Generic[Answer]):
+class Job(NamedTuple, Generic[Result]):
     """Work for a model.
 
     tokens: Texts to compute, ``(n,) int32`` each.
@@ -50,25 +50,28 @@ class Job(NamedTuple, Generic[Answer]):
     """
 
     tokens: Sequence[Tokens]
-    finish: Callable[[Rows], Answer]
+    finish: Callable[[Rows], Result]
     per_token: bool = False
     owners: Sequence[int | None] | None = None
 
-    def part(self, start: int, stop: int) -> "Job[Answer]":
-        """Return a job for some of the texts of one that gives a vector for each; `finish` still takes any rows."""
+    def part(self, start: int, stop: int) -> "Job[Result]":
+        """Return a job for some of the texts of one that gives a vector for each; it names texts as the whole does."""
         stop = min(stop, len(self.tokens))
-        return self._replace(tokens=self.tokens[start:stop], owners=range(start, stop))
 
-    @contextlib.contextmanager
-    def naming_texts(self) -> Iterator[None]:
-        """Let an error that names one of `tokens`, as a back end's do, name the caller's text instead."""
-        try:
-            yield
-        except EmbeddingFailed as error:
-            owner = error.index if self.owners is None else self.owners[error.index]
-            if owner is None:
-                raise ModelError(f"the model failed on the query: {error.reason}") from None
-            raise EmbeddingFailed(owner, error.reason) from None
+        def finish(rows: Rows) -> Result:
+            try:
+                return self.finish(rows)
+            except EmbeddingFailed as error:
+                raise EmbeddingFailed(start + error.index, error.reason) from None
+
+        return self._replace(tokens=self.tokens[start:stop], finish=finish, owners=range(start, stop))
+
+    def named(self, error: EmbeddingFailed) -> ModelError:
+        """Return an error of a back end, which names one of `tokens`, as one that names the caller's text."""
+        owner = error.index if self.owners is None else self.owners[error.index]
+        if owner is None:
+            return ModelError(f"the model failed on the query: {error.reason}")
+        return EmbeddingFailed(owner, error.reason)
 
 
 class Jobs:

@@ -74,14 +74,14 @@ class OpenRequest(Generic[RowsFuture]):
         self.future = future
         self.times = times or Times()
         self.patience_s = deadline - time.monotonic()
-        n_rows = [len(text) for text in tokens] if per_token else [1] * len(tokens)
-        self._starts = [0, *itertools.accumulate(n_rows)]
+        # The first row of each text, and the end of the last.
+        self._starts: Sequence[int] = range(len(tokens) + 1)
+        if per_token:
+            self._starts = [0, *itertools.accumulate(map(len, tokens))]
         self._rows = np.empty((self._starts[-1], dim), np.float32)
         self._n_done = 0  # texts
         self._outcome: Rows | Exception | None = None if tokens else self._rows
-        self._progress = progress
-        self._telling = threading.Lock()  # one call of `progress` at a time, and none after the last
-        self._n_told = 0
+        self._report = _ProgressReport(progress, len(tokens)) if progress else None
 
     def put(self, position: int, rows: Rows) -> None:
         """Take the rows of the text at `position`."""
@@ -96,8 +96,8 @@ class OpenRequest(Generic[RowsFuture]):
 
     def settle(self) -> None:
         """Tell `progress` what has come and, if that is all, give the future its outcome."""
-        if self._progress:
-            self._tell()
+        if self._report:
+            self._report.tell(self._n_done)
         outcome = self._outcome
         if outcome is None or self.future.done():
             return
@@ -107,13 +107,22 @@ class OpenRequest(Generic[RowsFuture]):
             else:
                 self.future.set_result(outcome)
 
-    def _tell(self) -> None:
-        n_done = self._n_done
+
+class _ProgressReport:
+    """Calls a request's `progress`: one call at a time, and none after the last."""
+
+    def __init__(self, progress: Progress, n_texts: int):
+        self._progress: Progress | None = progress
+        self._n_texts = n_texts
+        self._n_told = 0
+        self._telling = threading.Lock()
+
+    def tell(self, n_done: int) -> None:
         with self._telling:
             if self._progress and self._n_told < n_done:
                 self._n_told = n_done
                 try:
-                    self._progress(n_done, len(self.tokens))
+                    self._progress(n_done, self._n_texts)
                 except BaseException:  # even SystemExit: it would end the thread, and nobody would be answered
                     logger.exception("a progress callback failed; it is not called again")
                     self._progress = None

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from embellama.backend import Progress
 from embellama.batch import Rows
-from embellama.errors import EmbellamaError, InputError, InvalidOption
+from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, InvalidOption
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.pool import Unloading, check_may_wait
@@ -66,8 +66,10 @@ class JobRunner:
         try:
             # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
             job, future = await asyncio.to_thread(submit)
-            with job.naming_texts():
+            try:
                 rows = await asyncio.wrap_future(future)
+            except EmbeddingFailed as error:
+                raise job.named(error) from None
             return job.finish(rows)
         except asyncio.CancelledError:
             given_up.set()
@@ -130,8 +132,10 @@ def _encode(texts: list[str], options: EmbedOptions, jobs: Jobs) -> Job[Embeddin
 
 
 def _finished(job: Job[Result], future: "Future[Rows]") -> Result:
-    with job.naming_texts():
+    try:
         rows = future.result()
+    except EmbeddingFailed as error:
+        raise job.named(error) from None
     return job.finish(rows)
 
 

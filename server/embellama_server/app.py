@@ -205,9 +205,7 @@ class EmbeddingRoute:
                         await asyncio.sleep(FULL_S)
                         continue
                 first, submitted = running.popleft()
-                rows = await submitted.rows()
-                with submitted.job.naming_texts():  # `finish` counts texts from the part's first
-                    result = job.finish(rows)
+                result = submitted.job.finish(await submitted.rows())
                 exchange.n_truncated = int(np.count_nonzero(result.n_cut))
                 lines = dialect.stream_rows(request, result, first, exchange.context(model))
                 await exchange.send_part(dialect.stream_type, lines)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from embellama.backend import Backend, Times
 from embellama.batch import Rows
-from embellama.errors import ModelNotFound, Overloaded, Unavailable
+from embellama.errors import EmbeddingFailed, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
 from embellama_server.config import ServerConfig
@@ -29,8 +29,10 @@ class SubmittedJob:
 
     async def rows(self) -> Rows:
         """Wait for what `Job.finish` takes; an error about a text names the caller's."""
-        with self.job.naming_texts():
+        try:
             return await self._future
+        except EmbeddingFailed as error:
+            raise self.job.named(error) from None
 
     def cancel(self) -> None:
         """Drop what no worker computes yet."""
@@ -67,8 +69,10 @@ class ServedModel(NamedTuple):
             ServiceError: It cannot be computed in time.
             EmbeddingFailed: A text killed workers not long ago.
         """
-        with job.naming_texts():
+        try:
             future = self.backend.submit(job.tokens, per_token=job.per_token, deadline=deadline, times=times)
+        except EmbeddingFailed as error:
+            raise job.named(error) from None
         return SubmittedJob(job, future)
 
 
