@@ -35,9 +35,9 @@ class Assignment(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """What to do with the rows of a batch that was computed."""
+    """The rows of a computed batch that are still wanted, and the requests that they finish."""
 
-    rows: list[tuple[int, Text]]  # (row of the batch, whose it is), for texts still wanted
+    rows: list[tuple[int, Text]]  # (row of the batch, its text), for texts still wanted
     finished: list[int]  # requests that now have every row
 
 
