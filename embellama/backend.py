@@ -1,4 +1,4 @@
-"""The protocol of whatever computes rows: token ids in, a future of rows out.
+"""`Backend`: the protocol of everything that computes rows. Token ids in, a future of rows out.
 
 Job.tokens ──► Backend.submit ──► a future of rows ──► Job.finish
 
@@ -21,10 +21,10 @@ RowsFuture = TypeVar("RowsFuture", covariant=True)
 
 
 class Times:
-    """When a request's first text was given to a worker.
+    """Times of one request, filled in by its back end.
 
     Attributes:
-        started: On `time.monotonic`'s clock; 0 before that.
+        started: When its first text was given to a worker, on `time.monotonic`'s clock; 0 before that.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Times:
 
 
 class WorkerState(NamedTuple):
-    """The use of one worker's place in a pool, whichever processes were in it.
+    """Time and memory of one worker's place in a pool; a process that replaces another takes its place.
 
-    busy_s: Seconds in which a worker there had a batch.
-    memory: Its memory without the pages of files it maps, in bytes; 0 while there is none.
-    resident: Its resident memory in bytes.
+    busy_s: Seconds in which a process there had a batch.
+    memory: The process's memory without the pages of files it maps, in bytes; 0 while there is no process.
+    resident: The process's resident memory in bytes.
     """
 
     busy_s: float
@@ -48,10 +48,11 @@ PoolStatus = Literal["starting", "ok", "degraded", "unavailable"]
 
 
 class PoolState(msgspec.Struct, frozen=True, kw_only=True):
-    """A back end at one moment, for metrics, health and pages.
+    """The state of a back end at one moment, for metrics, health and pages.
 
     Attributes:
-        status: Not yet whole, whole, with fewer workers than asked for, or with none.
+        status: ``starting`` until all workers have been ready once; then ``ok`` while all are, ``degraded`` while fewer
+            are, ``unavailable`` while none is.
         n_workers: Workers asked for.
         n_ready: Workers that can be given batches.
         n_restarts: Workers that died and were started again.
@@ -80,7 +81,7 @@ class Backend(Protocol[RowsFuture]):
 
     @property
     def state(self) -> PoolState:
-        """How it is now; asking costs too much for every request."""
+        """The current state; too costly to read for every request."""
 
     def check_room(self) -> None:
         """Raise what `submit` would raise now, whatever the texts: `Overloaded` or `Unavailable`."""
@@ -109,6 +110,6 @@ class Backend(Protocol[RowsFuture]):
 
         Raises:
             Overloaded: There is no room, or the deadline could not be kept.
-            Unavailable: There is nobody to compute it.
+            Unavailable: No worker can compute it.
             EmbeddingFailed: A text is known to make workers die.
         """

@@ -1,4 +1,4 @@
-"""How a model is loaded and run: every setting of the library, defined once.
+"""Settings of the library, each defined once: how a model is loaded and run.
 
 From the fields below come the keywords, the builder, the command line's flags and the `EMBELLAMA_*`
 variables (`embellama.cli.flags`). The server adds its own fields beside these.
@@ -20,7 +20,7 @@ from embellama.pooling import Pooling
 
 Config = TypeVar("Config", bound="EngineConfig")
 
-# The mark of a field whose 0 leaves the choice to us: users read and write it as auto (`embellama.cli.flags`).
+# Marks a field whose 0 lets the engine choose; users read and write that 0 as auto (`embellama.cli.flags`).
 AUTO = {"auto": True}
 
 # More contexts than this in one process stop paying: each holds its own compute buffers (tens of MB).
@@ -34,10 +34,10 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one model is loaded and run.
+    """Settings of one model: how it is loaded and run.
 
     Build it from keywords, `EngineConfig(model_path="m.gguf")`, or step by step with `builder()`.
-    Whoever takes a config calls `checked()` first. Where a meaning speaks of auto, that is 0 here.
+    A config is not checked when it is made, but by `checked()`. Where a description says auto, the value here is 0.
     """
 
     model_path: Annotated[str, Meta(min_length=1, pattern=r"^[^\0]*$", description="GGUF file to load.")]
@@ -157,7 +157,7 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
     Raises:
         ConfigError: Names the field, its value and what is allowed.
     """
-    plain = {name: 0 if value == "auto" and name in autos(kind) else value for name, value in values.items()}
+    plain = {name: 0 if value == "auto" and name in auto_fields(kind) else value for name, value in values.items()}
     try:
         return msgspec.convert(plain, kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -172,20 +172,20 @@ def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) 
 
 
 def fields(kind: type[msgspec.Struct]) -> Sequence[msgspec.inspect.Field]:
-    """Return what msgspec knows of the fields of `kind`."""
+    """Return the fields of `kind` with their types, defaults and descriptions."""
     info = msgspec.inspect.type_info(kind)
     assert isinstance(info, msgspec.inspect.StructType)
     return info.fields
 
 
 def _choices(kind: type[msgspec.Struct]) -> dict[str, list[str]]:
-    """Return what the fields of `kind` may be that are one of a few words."""
+    """Return the allowed words of each field of `kind` that takes one of a few."""
     types = {field.name: getattr(field.type, "type", field.type) for field in fields(kind)}  # without its description
     return {name: list(map(str, t.values)) for name, t in types.items() if isinstance(t, msgspec.inspect.LiteralType)}
 
 
 @functools.cache
-def autos(kind: type[msgspec.Struct]) -> frozenset[str]:
+def auto_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     """Return the fields of `kind` whose 0 is written auto."""
     marked = [field for field in fields(kind) if isinstance(field.type, msgspec.inspect.Metadata)]
     return frozenset(field.name for field in marked if (field.type.extra or {}).get("auto"))  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""Embed from any thread, and from asyncio, on models that are confined to threads of their own.
+"""`EmbeddingEngine`: embed from any thread and from asyncio, though each model is confined to threads of its own.
 
-EmbeddingEngine ──► JobRunner: a Job of the texts, its rows computed by the model's threads, the result made of them
+EmbeddingEngine ──► JobRunner: makes a Job of the texts, has its rows computed, makes the result of them
                        │
-                    ModelRegistry: the models, loaded and unloaded
+                    ModelRegistry: loads and unloads the models
 
 Every method that embeds or ranks, but for `embed_stream`, has an awaitable twin whose name begins with `a`.
 """
@@ -29,7 +29,7 @@ from embellama.options import (
 from embellama.pool import check_may_wait
 from embellama.registry import ModelRegistry
 from embellama.results import Chunks, Embeddings, Ranking
-from embellama.runner import JobRunner, MakeJob, once
+from embellama.runner import JobRunner, MakeJob, read_once
 from embellama.text.tokenizer import Tokenized
 
 Vector = NDArray[Any]
@@ -40,8 +40,8 @@ class EmbeddingEngine:
 
     Use it as a context manager, or call `close()`: each loaded model keeps threads of its own.
 
-    Every method that takes `model` takes its name, or None for the default model. What they raise beside what they
-    say:
+    `model` is always a model's name, or None for the default model. Any method that takes it may raise, besides the
+    errors it lists:
         ModelNotFound: No model of that name is known.
         InputError: A text is empty, too long or not valid (`index` says which), or an option is wrong.
         EmbeddingFailed: The model gave no usable vector for a text.
@@ -88,7 +88,7 @@ class EmbeddingEngine:
         self._models.load(config)
 
     def unload_model(self, model: str) -> None:
-        """Answer what was asked of a model, then free and forget it.
+        """Finish a model's open requests, then free and forget it.
 
         Raises:
             ModelNotFound: No model of that name is known.
@@ -97,10 +97,10 @@ class EmbeddingEngine:
         self._models.unload(model)
 
     def reload_model(self, model: str) -> None:
-        """Load a model's file again, which may have changed; calls go on with the old one until the new one is there.
+        """Load a model's file again, which may have changed; the old model is used until the new one is loaded.
 
-        A new file must be put in place by renaming it. Weights are mapped, so whoever writes into the file of a loaded
-        model changes its vectors, and whoever cuts it can end the process.
+        A new file must be put in place by renaming it. Weights are mapped, so writing into the file of a loaded model
+        changes its vectors, and truncating the file can end the process.
 
         Raises:
             ModelNotFound: No model of that name is known.
@@ -126,11 +126,11 @@ class EmbeddingEngine:
         progress: Progress | None = None,
         **options: Unpack[EmbedKeywords],
     ) -> Embeddings:
-        """Embed texts, and tell how each was read.
+        """Embed texts, and report how many tokens of each were computed and left out.
 
         Args:
-            model: Which model.
-            texts: What to embed.
+            model: The model's name, or None for the default model.
+            texts: Texts to embed.
             progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `EmbedOptions`.
@@ -167,8 +167,8 @@ class EmbeddingEngine:
         """Embed texts.
 
         Args:
-            model: Which model.
-            texts: What to embed.
+            model: The model's name, or None for the default model.
+            texts: Texts to embed.
             progress: Called with the number of texts (with `window_overlap`, of windows) done and of all; from one of
                 the model's threads, so it must be quick and must not use the engine. Never from two at once.
             **options: See `EmbedOptions`.
@@ -196,8 +196,8 @@ class EmbeddingEngine:
         """Embed texts as they come, in memory that does not grow with their number.
 
         Args:
-            model: Which model.
-            texts: What to embed; read `n_ahead` texts ahead of what is yielded, and no further.
+            model: The model's name, or None for the default model.
+            texts: Texts to embed; read `n_ahead` texts ahead of what is yielded, and no further.
             n_ahead: Texts at work at once, at least 1. Fewer than a few batches leave threads idle.
             **options: See `EmbedOptions`.
 
@@ -243,7 +243,7 @@ class EmbeddingEngine:
         """Embed parts of a text that is read as a whole, so that each part knows its context (late chunking).
 
         Args:
-            model: Which model.
+            model: The model's name, or None for the default model.
             text: At most as long as the model reads.
             **options: See `ChunkOptions`.
         """
@@ -265,13 +265,13 @@ class EmbeddingEngine:
         """Order documents by how well they answer a query: by a reranker's score, or by an embedding model's cosine.
 
         Args:
-            model: Which model.
-            query: What is looked for.
-            documents: What to order.
+            model: The model's name, or None for the default model.
+            query: The text that the documents are compared with.
+            documents: Texts to order.
             top_n: Return so many at most; None for all.
-            truncate: see `EmbedOptions`; for a reranker, it is documents that are cut.
+            truncate: As in `EmbedOptions`; a reranker's documents are cut, never its query.
         """
-        read = once(documents)
+        read = read_once(documents)
         return self._runner.run(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     async def arerank(
@@ -284,7 +284,7 @@ class EmbeddingEngine:
         truncate: Truncate = "none",
     ) -> Ranking:
         """As `rerank`, for asyncio."""
-        read = once(documents)
+        read = read_once(documents)
         return await self._runner.arun(model, lambda jobs: jobs.rerank(query, read(), top_n=top_n, truncate=truncate))
 
     def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
@@ -293,7 +293,7 @@ class EmbeddingEngine:
         return self._models.get(model).jobs.tokenizer.encode(texts, truncate)
 
     def close(self) -> None:
-        """Answer what was asked, then free every model. Calling it again does nothing."""
+        """Finish all open requests, then free every model. Calling it again does nothing."""
         check_may_wait()
         self._models.close()
 
@@ -321,5 +321,5 @@ class EmbeddingEngine:
 
 
 def _encoding(texts: Iterable[str], options: EmbedKeywords) -> MakeJob[Embeddings]:
-    read = once(texts)
+    read = read_once(texts)
     return lambda jobs: jobs.encode(read(), EmbedOptions(**options))

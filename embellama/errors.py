@@ -14,7 +14,7 @@ EmbellamaError
 ├── ModelError             the model could not do its part
 │   ├── ModelLoadError         the file cannot be loaded as an embedding model
 │   └── EmbeddingFailed        the model gave no usable vector for one text
-└── ServiceError           nobody could answer just now; the same call may work later
+└── ServiceError           no worker could answer now; the same call may work later
     ├── Overloaded             the waiting room is full
     ├── Unavailable            starting, shutting down, or no worker left
     └── DeadlineExceeded       the answer did not come in time
@@ -69,7 +69,7 @@ class EmptyInput(InputError):
 
 
 class TextTooLong(InputError):
-    """One text has more tokens than the model reads at once; with `at_least`, nobody counted to the end."""
+    """One text has more tokens than the model reads at once; with `at_least`, more than `n_tokens`."""
 
     def __init__(self, index: int, n_tokens: int, limit: int, at_least: bool = False):
         super().__init__(index, n_tokens, limit, at_least)
@@ -161,7 +161,7 @@ class ModelLoadError(ModelError):
 
 
 class EmbeddingFailed(ModelError):
-    """The model gave no usable vector for one text: not finite, all zeros, or it died on it."""
+    """The model gave no usable vector for one text: not finite or all zeros, or a worker died computing it."""
 
     def __init__(self, index: int, reason: str):
         super().__init__(index, reason)
@@ -172,11 +172,11 @@ class EmbeddingFailed(ModelError):
 
 
 class ServiceError(EmbellamaError):
-    """Nobody could answer just now; the same call may work later."""
+    """No worker could answer now; the same call may work later."""
 
 
 class Overloaded(ServiceError):
-    """There is more to do than can wait. `retry_after_s` is when there may be room."""
+    """More is asked than can be done in time. `retry_after_s` is when there may be room."""
 
     def __init__(self, reason: str, retry_after_s: float = 1.0):
         super().__init__(reason, retry_after_s)

@@ -1,4 +1,4 @@
-"""What is known of a model: for `EmbeddingEngine.model_info`, and for `embellama inspect`.
+"""`ModelInfo`: the description of a model, for `EmbeddingEngine.model_info` and `embellama inspect`.
 
 Header, Tokenizer, Prompts ──► ModelInfo
 """
@@ -12,10 +12,10 @@ from embellama.pooling import Pooling
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine does with a model.
+    """A description of a model: its file, its sizes, and how its vectors are made.
 
     Attributes:
-        name: What it is called by.
+        name: Its name in calls.
         path: Its file.
         architecture: As llama.cpp names it: ``bert``, ``qwen3``, …
         dim: Length of an embedding, or the number of a reranker's scores for a pair.

@@ -1,4 +1,4 @@
-"""What is asked of a model, as token ids; and what comes back, as the answer.
+"""`Jobs`: turn texts into jobs of token ids, and the rows computed for a job into its result.
 
 texts ── prompt ──► Tokenizer ──► windows, pairs ──► Job.tokens ──► EmbeddingModel.encode, in some pool
                                                                               │
@@ -41,12 +41,12 @@ Result = TypeVar("Result")
 
 
 class Job(NamedTuple, Generic[Result]):
-    """Work for a model.
+    """Texts for a model to compute, and how to make the result of their rows.
 
-    tokens: Texts to compute, ``(n,) int32`` each.
-    finish: Makes the answer of the rows: ``(n_texts, dim) float32``, or one row for each token with `per_token`.
+    tokens: Token ids of each text, ``(n,) int32``.
+    finish: Makes the result of the rows: ``(n_texts, dim) float32``, or one row for each token with `per_token`.
     per_token: Whether every token's vector is wanted rather than one for each text.
-    owners: Which of the caller's texts each of `tokens` belongs to, where they are not the same; None for a query.
+    owners: For each of `tokens`, the index of the caller's text that it is of, or None for a query; by default its own.
     """
 
     tokens: Sequence[Tokens]
@@ -101,7 +101,7 @@ class Jobs:
         self._pairs = PairFormat(weights, self.tokenizer)
 
     def encode(self, texts: Iterable[str], options: EmbedOptions = EmbedOptions()) -> Job[Embeddings]:
-        """Ask for one vector for each text."""
+        """Make a job of texts, with one vector for each."""
         self._check_gives_vectors("text")
         write = self._writer(options)
         texts = self._prompted(texts, options)
@@ -112,7 +112,7 @@ class Jobs:
         return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
 
     def encode_ids(self, ids: Sequence[Sequence[int]], options: OutputOptions = OutputOptions()) -> Job[Embeddings]:
-        """Ask for one vector for each list of token ids, which are used as they are: no special token is added."""
+        """Make a job of lists of token ids, with one vector for each; no special token is added to them."""
         self._check_gives_vectors("text")
         write = self._writer(options)
         tokens = self.tokenizer.check(ids)
@@ -120,7 +120,7 @@ class Jobs:
         return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
 
     def tokens(self, texts: Iterable[str], options: TokenOptions = TokenOptions()) -> Job[list[NDArray[Any]]]:
-        """Ask for a vector for each token of each text, special ones too."""
+        """Make a job of texts, with a vector for each of their tokens, special ones included."""
         self._check_gives_vectors("token")
         write = self._writer(options)
         tokens, _ = self.tokenizer.encode(self._prompted(texts, options), options.truncate)
@@ -129,14 +129,14 @@ class Jobs:
         def finish(rows: Rows) -> list[NDArray[Any]]:
             vectors = []
             for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-                with _of_text(index, "token"):
+                with _naming_part(index, "token"):
                     vectors.append(write(normalize(rows[start:end], self.config.normalization)))
             return vectors
 
         return Job(tokens, finish, per_token=True)
 
     def chunks(self, text: str, options: ChunkOptions) -> Job[Chunks]:
-        """Ask for a vector for each part of one text, read as a whole ("late chunking": Günther et al., 2024).
+        """Make a job of one text, read as a whole, with a vector for each part ("late chunking": Günther et al., 2024).
 
         A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling.
         """
@@ -168,7 +168,7 @@ class Jobs:
 
         def finish(rows: Rows) -> Chunks:
             means = np.array([rows[start:end].mean(axis=0, dtype=np.float64) for start, end in outer], np.float32)
-            with _of_text(0, "chunk"):
+            with _naming_part(0, "chunk"):
                 return Chunks(write(normalize(means, self.config.normalization)), spans)
 
         return Job([tokens], finish, per_token=True)
@@ -176,13 +176,13 @@ class Jobs:
     def rerank(
         self, query: str, documents: Iterable[str], *, top_n: int | None = None, truncate: Truncate = "none"
     ) -> Job[Ranking]:
-        """Ask which documents answer a query best.
+        """Make a job of a query and documents, with the documents in the order of their relevance.
 
         Args:
-            query: What is looked for.
-            documents: What to order.
+            query: The text that the documents are compared with.
+            documents: Texts to order.
             top_n: Return so many results at most.
-            truncate: See `TextOptions`; for a reranker, it is documents that are cut.
+            truncate: As in `TokenOptions`; a reranker's documents are cut, never its query.
         """
         with _naming_the_query():
             checked([query])
@@ -271,7 +271,7 @@ class Jobs:
 
 @contextlib.contextmanager
 def _naming_the_query() -> Iterator[None]:
-    """Let an error of the one text that is tokenised name the query, not a document."""
+    """Let an error about the only text that is tokenized name the query, not a document."""
     try:
         yield
     except (EmptyInput, InvalidText, TextTooLong) as error:
@@ -279,8 +279,8 @@ def _naming_the_query() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _of_text(index: int, what: str) -> Iterator[None]:
-    """Turn an error about a row into one about a text, which names the row's token or chunk."""
+def _naming_part(index: int, what: str) -> Iterator[None]:
+    """Let an error about a row name the text at `index`, and the row's token or chunk."""
     try:
         yield
     except EmbeddingFailed as error:

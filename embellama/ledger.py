@@ -1,4 +1,4 @@
-"""The account of open requests: which rows have come, which are still owed, and to whom.
+"""`Ledger`: the open requests of one pool, with the rows that have come and the futures that wait for them.
 
    Ledger.open ──► OpenRequest, and its texts in the Scheduler's waiting room
                       │ texts: those of an assignment
@@ -6,8 +6,8 @@
                       ▼
    fail, expire, cancel, put ──► requests that are over ──► OpenRequest.settle ──► their futures
 
-Kept once, for threads (`pool.py`) and for worker processes (the server's `dispatcher.py`). A ledger is used by one
-thread at a time; `settle` may be called outside of whatever lock guards the ledger, since it runs callers' code.
+Used by the pool of threads (`pool.py`) and by that of worker processes (the server's `dispatcher.py`), by one thread at
+a time. `settle` runs callers' code, so it is called after the lock that guards the ledger was released.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from embellama.scheduler import Assignment, BatchResult, Failure, Scheduler
 
 logger = logging.getLogger("embellama.ledger")
 
-# A future that its owner cancelled, or that has its result, takes no other.
-_OVER = (asyncio.InvalidStateError, concurrent.futures.InvalidStateError)
+# Raised by a future that is cancelled, or that has its result, when it is given another.
+_ALREADY_DONE = (asyncio.InvalidStateError, concurrent.futures.InvalidStateError)
 
 
 class SettableFuture(Protocol):
-    """What threads' and event loops' futures have in common, as far as a ledger needs it."""
+    """The methods that a ledger needs of `concurrent.futures.Future` and `asyncio.Future`."""
 
     def done(self) -> bool: ...
 
@@ -53,9 +53,9 @@ class OpenRequest(Generic[RowsFuture]):
         id: The scheduler's number for it; 0 if it has no texts.
         tokens: Its texts.
         per_token: Whether each token has a row.
-        future: The caller's.
-        times: The caller's.
-        patience_s: Seconds it had when it was opened.
+        future: Given to the caller; it gets the outcome.
+        times: The caller's, to be filled in.
+        time_limit_s: Seconds from its opening to its deadline.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OpenRequest(Generic[RowsFuture]):
         self.per_token = per_token
         self.future = future
         self.times = times or Times()
-        self.patience_s = deadline - time.monotonic()
+        self.time_limit_s = deadline - time.monotonic()
         # The first row of each text, and the end of the last.
         self._starts: Sequence[int] = range(len(tokens) + 1)
         if per_token:
@@ -101,7 +101,7 @@ class OpenRequest(Generic[RowsFuture]):
         outcome = self._outcome
         if outcome is None or self.future.done():
             return
-        with contextlib.suppress(*_OVER):  # cancelled just now, by another thread
+        with contextlib.suppress(*_ALREADY_DONE):  # cancelled just now, by another thread
             if isinstance(outcome, Exception):
                 self.future.set_exception(outcome)
             else:
@@ -129,7 +129,7 @@ class _ProgressReport:
 
 
 class Ledger(Generic[RowsFuture]):
-    """The open requests of one pool, beside the scheduler that orders their texts."""
+    """The open requests of one pool. The scheduler beside it decides which of their texts are computed next."""
 
     def __init__(self, scheduler: Scheduler, dim: int, new_future: Callable[[], RowsFuture]):
         """Prepare an empty ledger for rows of `dim` numbers."""
@@ -151,7 +151,7 @@ class Ledger(Generic[RowsFuture]):
         times: Times | None = None,
         progress: Progress | None = None,
     ) -> OpenRequest[RowsFuture]:
-        """Enter a request and put its texts into the waiting room; without texts, it only needs to be settled.
+        """Open a request and put its texts into the waiting room; without texts, it only needs to be settled.
 
         Raises:
             Overloaded: The waiting room is full.
@@ -175,44 +175,44 @@ class Ledger(Generic[RowsFuture]):
         tokens = [request.tokens[text.position] for request, text in zip(requests, assignment.texts, strict=True)]
         return tokens, [request.per_token for request in requests]
 
-    def put(self, answer: BatchResult, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
+    def put(self, result: BatchResult, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
         """Copy the rows of a batch, ``(sum of batch.n_rows, dim)``, into their requests; return those to be settled."""
         ends = range(1, len(batch.lengths) + 1) if batch.per_token is None else np.cumsum(batch.n_rows).tolist()
         touched = {}
-        for i, text in answer.rows:
+        for i, text in result.rows:
             request = touched[text.request] = self._requests[text.request]
             request.put(text.position, rows[ends[i - 1] if i else 0 : ends[i]])
-        for id in answer.finished:
+        for id in result.finished:
             del self._requests[id]
         return touched.values()
 
     def fail(self, failures: Sequence[Failure], reason: str) -> list[OpenRequest[RowsFuture]]:
-        """Fail requests by the one text at fault; return them to be settled."""
-        return [self._over(request, EmbeddingFailed(position, reason)) for request, position in failures]
+        """Fail each request, with an error that names its text at fault; return them to be settled."""
+        return [self._end(request, EmbeddingFailed(position, reason)) for request, position in failures]
 
     def expire(self, now: float, timeout_ms: int | None = None) -> list[OpenRequest[RowsFuture]]:
         """Fail the requests whose deadline has come; return them to be settled.
 
         Args:
             now: The time, on the clock of their deadlines.
-            timeout_ms: What to say they had; by default what they had when they were opened.
+            timeout_ms: The time limit to name in the error; by default each request's own.
         """
         late = []
         for id in self._scheduler.expired(now):
-            patience_ms = timeout_ms or round(1000 * self._requests[id].patience_s)
-            late.append(self._over(id, DeadlineExceeded(patience_ms)))
+            limit_ms = timeout_ms or round(1000 * self._requests[id].time_limit_s)
+            late.append(self._end(id, DeadlineExceeded(limit_ms)))
         return late
 
     def close(self, reason: str) -> list[OpenRequest[RowsFuture]]:
         """Fail every open request with `Unavailable`; return them to be settled."""
-        return [self._over(id, Unavailable(reason)) for id in list(self._requests)]
+        return [self._end(id, Unavailable(reason)) for id in list(self._requests)]
 
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more. Unknown ids do nothing."""
         self._scheduler.cancel(id)
         self._requests.pop(id, None)
 
-    def _over(self, id: int, error: Exception) -> OpenRequest[RowsFuture]:
+    def _end(self, id: int, error: Exception) -> OpenRequest[RowsFuture]:
         request = self._requests[id]
         self.cancel(id)
         request.fail(error)

@@ -1,4 +1,4 @@
-"""How texts are read and vectors are written: the options of one call, defined once.
+"""The options of one call, defined once: how texts are read, and how vectors are written.
 
 `embellama embed --flags` ──┐
 bodies of HTTP requests ────┼──► EmbedOptions ──► Jobs
@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from embellama.outputs import Dtype
 
-# How a text that is too long becomes one that is not: not at all, without its end, without its start, or without
-# whatever comes after this many tokens.
+# What to do with a text that is too long: raise ("none"), leave out its "end" or its "start", or every token after this
+# many.
 Truncate = Literal["none", "end", "start"] | int
 
 # The first token or character of each part of a text, and the one after its last.
@@ -25,7 +25,7 @@ Spans = Sequence[tuple[int, int]]
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How vectors are written.
+    """Options for vectors: how many numbers they have, and of which type.
 
     Attributes:
         dimensions: Keep this many numbers of each vector, scaled again (for models trained for it: Matryoshka).
@@ -37,7 +37,7 @@ class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenOptions(OutputOptions, frozen=True, kw_only=True):
-    """How texts are read, and their vectors or their tokens' vectors written.
+    """Options for reading texts, added to those for vectors.
 
     Attributes:
         prompt: Name of one of the model's prompts (docs/prompts.md); None embeds the text as it is.
@@ -55,7 +55,7 @@ class TokenOptions(OutputOptions, frozen=True, kw_only=True):
 
 
 class EmbedOptions(TokenOptions, frozen=True, kw_only=True):
-    """How texts are read, and one vector for each is written.
+    """Options for texts of which each gets one vector.
 
     Attributes:
         window_overlap: Read a text that is too long in windows, each of which repeats this many tokens of the one
@@ -69,7 +69,7 @@ class EmbedOptions(TokenOptions, frozen=True, kw_only=True):
 
 
 class ChunkOptions(OutputOptions, frozen=True, kw_only=True):
-    """Which parts of a text are embedded, by exactly one of the three fields; and how their vectors are written.
+    """Options for a text whose parts are embedded. Exactly one of the three fields below says which parts.
 
     Attributes:
         chunk_size: Tokens in a chunk; the last may have fewer. The special tokens belong to the first and the last

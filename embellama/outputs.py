@@ -1,4 +1,4 @@
-"""What happens to vectors after the model: scaled, cut, and written as fewer bytes.
+"""Change vectors after the model: scale them, cut them to fewer dimensions, store them in fewer bytes.
 
 the model's rows ── normalize ──► unit length ── cut ──► fewer dimensions ── quantize ──► int8, binary, …
 
@@ -101,7 +101,7 @@ def check_dtype(dtype: str, mode: str = "l2", limit: float = UNIT_LIMIT) -> None
 
 
 def quantize(rows: Rows, dtype: Dtype, limit: float = UNIT_LIMIT) -> NDArray[Any]:
-    """Write rows as fewer bytes.
+    """Store rows in fewer bytes.
 
     =========  ======================  ==================================================================
     dtype      shape                   value
@@ -119,8 +119,8 @@ def quantize(rows: Rows, dtype: Dtype, limit: float = UNIT_LIMIT) -> NDArray[Any
     Args:
         rows: ``(n, dim) float32``.
         dtype: One of the above.
-        limit: What 127 stands for. 1 holds every unit vector; `calibrate` finds a model's own, which loses less.
-            The same limit for every number, so that the dot product of two int8 rows follows that of the floats.
+        limit: The value that 127 stands for. 1 holds every unit vector; `calibrate` finds a model's own, which loses
+            less. The same limit for every number, so that the dot product of two int8 rows follows that of the floats.
 
     Raises:
         InputError: There is no such dtype, or the limit is not above 0.

@@ -1,4 +1,4 @@
-"""A model's threads, each with a context of its own.
+"""`Pool`: compute with one model on threads of this process, each with a context of its own.
 
    any thread                              │ threads of the pool
                                            │
@@ -47,7 +47,7 @@ class Unloading(Unavailable):
 
 
 class Pool:
-    """The threads that compute with one model's weights, and the scheduler before them: a `Backend`."""
+    """A `Backend` of threads that share one model's weights."""
 
     def __init__(self, config: EngineConfig, weights: Weights):
         """Start the threads for a checked and tuned `config`, and wait until each has its context."""
@@ -77,7 +77,7 @@ class Pool:
 
     @property
     def state(self) -> PoolState:
-        """How the pool is now."""
+        """The pool's current state."""
         with self._changed:
             return PoolState(
                 status="unavailable" if self._closing else "ok",
@@ -117,13 +117,13 @@ class Pool:
         with self._changed:
             self.check_room()
             request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
-            late = self._hand_out()
+            late = self._assign_batches()
         self._settle([request, *late])
         request.future.add_done_callback(lambda future: self._cancel(request.id) if future.cancelled() else None)
         return request.future
 
     def close(self) -> None:
-        """Wait for every answer, then stop the threads. The weights go with their last user."""
+        """Wait until no request is open, then stop the threads. The weights are freed with their last user."""
         if os.getpid() != self._pid:
             return  # a fork has none of the threads
         with self._changed:
@@ -152,10 +152,10 @@ class Pool:
             self._ledger.cancel(id)
             self._changed.notify_all()
 
-    def _hand_out(self) -> list[Request]:
-        """Give batches to free threads; return the requests that came too late, to be settled.
+    def _assign_batches(self) -> list[Request]:
+        """Give batches to free threads; return the requests whose deadline has passed, to be settled.
 
-        Requests only wait while threads compute, so looking for late ones when a batch ends is often enough.
+        Requests only wait while threads compute, so looking for those when a batch ends is often enough.
         """
         if self._abandoned:
             return []
@@ -186,9 +186,9 @@ class Pool:
 
     def _on_rows(self, assignment: Assignment, batch: Batch, rows: Rows) -> None:
         with self._changed:
-            answer = self._scheduler.complete(assignment.batch, assignment.worker)
-            touched = self._ledger.put(answer, batch, rows)
-            late = self._hand_out()
+            result = self._scheduler.complete(assignment.batch, assignment.worker)
+            touched = self._ledger.put(result, batch, rows)
+            late = self._assign_batches()
             self._changed.notify_all()
         self._settle([*touched, *late])
 
@@ -196,7 +196,7 @@ class Pool:
         reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
         with self._changed:
             failed = self._ledger.fail(self._scheduler.fail(assignment.batch, assignment.worker), reason)
-            late = self._hand_out()
+            late = self._assign_batches()
             self._changed.notify_all()
         self._settle([*failed, *late])
 
@@ -206,6 +206,8 @@ class Pool:
 
 
 class _Task(NamedTuple):
+    """A batch for a thread, with its texts as `Batch.join` takes them."""
+
     assignment: Assignment
     tokens: list[Tokens]
     per_token: list[bool]

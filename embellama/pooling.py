@@ -1,4 +1,4 @@
-"""One vector for a text from the vectors of its tokens.
+"""Pool the vectors of a text's tokens into one vector for the text.
 
 token vectors of a batch ── pool ──► one row for each text
 

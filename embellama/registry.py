@@ -1,4 +1,4 @@
-"""The models of one engine: loaded, unloaded to make room, loaded again, forgotten.
+"""Load the models of one engine, unload them to make room, load them again.
 
 config ──► ModelRegistry.load ──► LoadedModel: weights, jobs, and a back end that computes them
 """
@@ -31,7 +31,7 @@ class LoadedModel:
     Attributes:
         config: Its settings, with `max_batch_tokens` filled in.
         jobs: Makes jobs for it.
-        info: What is known of it.
+        info: Its description.
         backend: Computes the rows of its jobs.
     """
 
@@ -45,7 +45,7 @@ class LoadedModel:
         self.backend: Backend[Future[Rows]] = self._pool
 
     def close(self) -> None:
-        """Wait for every answer, then free it."""
+        """Finish its open requests, then free it."""
         self._pool.close()
 
 
@@ -53,7 +53,7 @@ class ModelRegistry:
     """Models by name, for use from any thread."""
 
     def __init__(self, max_model_bytes: int | None = None):
-        """Prepare for models; raise `ConfigError` if `max_model_bytes` is no number of bytes."""
+        """Make an empty registry; raise `ConfigError` if `max_model_bytes` is no number of bytes."""
         self._entries: dict[str, _Entry] = {}
         self._lock = threading.Lock()  # held while models come and go, not while they are used
         self._clock = itertools.count(1)
@@ -84,7 +84,7 @@ class ModelRegistry:
 
     def load(self, config: EngineConfig) -> None:
         """Load one more model; `EmbeddingEngine.load_model` says what is raised."""
-        config = _anchored(config.checked())
+        config = _with_absolute_paths(config.checked())
         with self._lock:
             if self._closed:
                 raise Unavailable("the engine is closed")
@@ -95,7 +95,7 @@ class ModelRegistry:
             self._entries[config.model_name] = entry
 
     def unload(self, name: str) -> None:
-        """Answer what was asked of a model, then free and forget it."""
+        """Finish a model's open requests, then free and forget it."""
         with self._lock:
             gone = self._entry(name)
             del self._entries[gone.config.model_name]
@@ -119,7 +119,7 @@ class ModelRegistry:
         Raises:
             ModelNotFound: No model of that name is known.
             Unavailable: The engine is closed.
-            ModelError: Its file was cut.
+            ModelError: Its file was truncated while it was loaded.
         """
         entry = self._entry(name)
         model = entry.model
@@ -131,7 +131,7 @@ class ModelRegistry:
         return model
 
     def close(self) -> None:
-        """Answer what was asked, then free every model. Calling it again does nothing."""
+        """Finish all open requests, then free every model. Calling it again does nothing."""
         with self._lock:
             self._closed = True
             entries = list(self._entries.values())
@@ -175,8 +175,8 @@ class _Entry:
         self.used_at = 0  # on the registry's clock
         self._info: ModelInfo | None = None
         self._stamp: tuple[int, ...] = ()
-        self._told = False
-        self._telling = threading.Lock()
+        self._warned = False
+        self._warning_lock = threading.Lock()
 
     @property
     def info(self) -> ModelInfo:
@@ -184,10 +184,10 @@ class _Entry:
         return msgspec.structs.replace(self._info, loaded=self.model is not None, changed=self._changed())
 
     def load(self) -> LoadedModel:
-        stamp = self._file()
+        stamp = self._file_stamp()
         self.model = model = LoadedModel(self.config)
         self._info = model.info
-        self._stamp, self._told = stamp, False
+        self._stamp, self._warned = stamp, False
         return model
 
     def unload(self) -> None:
@@ -197,28 +197,28 @@ class _Entry:
             model.close()
 
     def notice_change(self) -> None:
-        """Say once that the file is no longer the one that was loaded.
+        """Log a warning, once, if the file is no longer the one that was loaded.
 
         Raises:
-            ModelError: The file was cut, so that reading the weights would end the process (SIGBUS).
+            ModelError: The file was truncated, so that reading the weights would end the process (SIGBUS).
         """
         if not self._changed():
             return
         path, name = self.config.model_path, self.config.model_name
-        with self._telling:
-            told, self._told = self._told, True
-        if not told:
+        with self._warning_lock:
+            warned, self._warned = self._warned, True
+        if not warned:
             how = "reload_model loads the new file" if self.model else "the new file is loaded now"
             logger.warning("%s has changed since model %r was loaded from it; %s", path, name, how)
-        file = self._file()
+        file = self._file_stamp()
         if self.model and file[:2] == self._stamp[:2] and file[2] < self._stamp[2]:
             raise ModelError(f"{path} was cut while model {name!r} was loaded from it; mend it and call reload_model")
 
     def _changed(self) -> bool:
-        return self._file() != self._stamp
+        return self._file_stamp() != self._stamp
 
-    def _file(self) -> tuple[int, ...]:
-        """Tell one state of the file from another; () when there is none."""
+    def _file_stamp(self) -> tuple[int, ...]:
+        """Return values that differ whenever the file was changed or replaced; () when there is no file."""
         try:
             stat = os.stat(self.config.model_path)
         except OSError:
@@ -226,7 +226,7 @@ class _Entry:
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _anchored(config: EngineConfig) -> EngineConfig:
-    """Make its paths absolute: the files may be loaded again when the process is in another directory."""
+def _with_absolute_paths(config: EngineConfig) -> EngineConfig:
+    """Make the paths in `config` absolute: the files may be loaded again when the process is in another directory."""
     prompts_file = config.prompts_file and os.path.abspath(config.prompts_file)
     return msgspec.structs.replace(config, model_path=os.path.abspath(config.model_path), prompts_file=prompts_file)

@@ -1,4 +1,4 @@
-"""What the engine returns: vectors, chunks, rankings."""
+"""Results of the engine: vectors, chunks, rankings."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -34,10 +34,10 @@ class Chunks(NamedTuple):
 
 
 class Ranked(msgspec.Struct, frozen=True):
-    """One document's place.
+    """One document of a ranking.
 
     Attributes:
-        index: Its position among those given.
+        index: Its position among the documents given.
         relevance_score: As `Ranking.method` says.
     """
 

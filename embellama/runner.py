@@ -1,4 +1,4 @@
-"""From texts to results: make a job, submit it, wait for its rows.
+"""Run jobs: make a job of texts, submit it, wait for its rows, make the result of them.
 
 texts ──► Jobs ──► Job ──► Backend.submit ══► the model's threads (`pool.py`)
                                                   │
@@ -43,7 +43,7 @@ class JobRunner:
         self._models = models
 
     def run(self, model: str | None, make_job: MakeJob[Result], progress: Progress | None = None) -> Result:
-        """Run one job, and wait."""
+        """Run one job, wait, and return its result."""
         job, future = self._submit(model, make_job, progress)
         try:
             return _finished(job, future)
@@ -64,7 +64,7 @@ class JobRunner:
             return job, future
 
         try:
-            # In a thread: a model may have to be loaded, and tokenising megabytes takes its time.
+            # In a thread: a model may have to be loaded, and tokenizing megabytes takes its time.
             job, future = await asyncio.to_thread(submit)
             try:
                 rows = await asyncio.wrap_future(future)
@@ -122,8 +122,11 @@ class JobRunner:
                 return job, loaded.backend.submit(job.tokens, per_token=job.per_token, progress=progress)
 
 
-def once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
-    """Read an iterable once, however often it is asked for: `MakeJob` may be called again."""
+def read_once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:
+    """Return a function that reads `texts` on its first call, and returns what it read on later ones.
+
+    A `MakeJob` may be called again, but an iterator can be read only once.
+    """
     return functools.cache(lambda: texts if isinstance(texts, str) else list(texts))
 
 

@@ -1,4 +1,4 @@
-"""How alike vectors are.
+"""Measure how similar vectors are.
 
 rows ── cosine, dot ──► (n, m)          floats, or int8 from `embellama.outputs.quantize`
 packed bits ── hamming ──► (n, m)       binary or ubinary

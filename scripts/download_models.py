@@ -29,7 +29,7 @@ DEFAULT = "minilm"
 
 
 class Failed(Exception):
-    """What went wrong, for a person."""
+    """A model could not be fetched or is not right; the message is for the user."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,7 +63,7 @@ def fetch(name: str, model: dict[str, Any], dtype: str | None, dest: Path) -> Pa
             made.replace(path)
             shutil.rmtree(work)
         if dtype is None:
-            point(dest / f"{name}.gguf", path)
+            link_to(dest / f"{name}.gguf", path)
     return path
 
 
@@ -201,7 +201,7 @@ def add_word_pieces(writer: Any, pieces: list[str], n_types: int) -> None:
 
 
 def check(path: Path, model: dict[str, Any]) -> None:
-    """Load the file as users will, and compare what it says of one text with what models.toml knows."""
+    """Load the file as users will, and compare its vector of one text with the one in models.toml."""
     from embellama import EmbeddingModel, EmbellamaError, EngineConfig
 
     try:
@@ -213,26 +213,27 @@ def check(path: Path, model: dict[str, Any]) -> None:
     if len(row) != model["dim"]:
         path.unlink()
         raise Failed(f"the file gives {len(row)} numbers, but models.toml says {model['dim']}; it was removed")
-    # Quantisation moves a number by up to 0.01; a wrong conversion moves it by its own size.
+    # Quantization moves a number by up to 0.01; a wrong conversion moves it by its own size.
     off = max((abs(a - b) for a, b in zip(row, model.get("probe_head", []), strict=False)), default=0)
     if off > 0.02:
         path.unlink()
         raise Failed(f"the file's vector is off by {off:.3f} from the original model's; it was removed")
 
 
-def point(link: Path, path: Path) -> None:
-    """Let `link` point to `path`, in one step."""
+def link_to(link: Path, path: Path) -> None:
+    """Make `link` a symbolic link to `path`, in one step."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.symlink_to(path.name)
     temporary.replace(link)
 
 
 def say(text: str) -> None:
+    """Print a message to standard error: standard output is for the path."""
     print(f"download_models: {text}", file=sys.stderr, flush=True)
 
 
-def in_our_environment(run: Callable[[], None]) -> None:
-    """Run with this Python if it has what is needed, else with .venv's, after setting that up."""
+def with_packages(run: Callable[[], None]) -> None:
+    """Call `run` if this Python has the packages for it; else set up .venv, and run this script with its Python."""
     try:
         import gguf  # noqa: F401
         import safetensors  # noqa: F401
@@ -248,4 +249,4 @@ def in_our_environment(run: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    in_our_environment(main)
+    with_packages(main)

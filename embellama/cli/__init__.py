@@ -1,4 +1,4 @@
-"""The `embellama` command: one file for each subcommand, and what makes flags of settings.
+"""The `embellama` command: one file for each subcommand, and `flags`, which makes flags of settings.
 
-What a command does belongs elsewhere; here is only how it is asked for and how its result is printed.
+Here commands read their arguments and print their results; the work that they start belongs to other rooms.
 """

@@ -1,4 +1,4 @@
-"""`embellama bench`: formats and settings, measured and printed."""
+"""`embellama bench`: measure formats and settings of a model, and print the report."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`embellama devices`: what llama.cpp can compute on, printed."""
+"""`embellama devices`: print the devices that llama.cpp can compute on."""
 
 import click
 import msgspec

@@ -1,4 +1,4 @@
-"""`embellama embed`: texts in, a JSON list for each out."""
+"""`embellama embed`: print the embedding of each text as a JSON list."""
 
 import json
 import sys

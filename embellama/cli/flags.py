@@ -1,8 +1,8 @@
 """Settings on the command line: one flag and one `EMBELLAMA_*` variable for each field of a config struct.
 
 `num_workers` has the flag `--workers` and the variable `EMBELLAMA_WORKERS`; a field's description is its help.
-Flags win over variables, variables over the file of `--config`, the file over defaults. Where 0 leaves the choice to
-us, users read and write ``auto``.
+Flags win over variables, variables over the file of `--config`, the file over defaults. Where 0 lets the
+engine choose, users read and write ``auto``.
 """
 
 import functools
@@ -14,7 +14,7 @@ import click
 import msgspec
 from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
 
-from embellama.config import Config, autos, convert, fields
+from embellama.config import Config, auto_fields, convert, fields
 from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -40,14 +40,14 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
 
     def written(field: msgspec.inspect.Field) -> str:
         value = "" if field.required or field.default in ((), None) else field.default
-        if value == 0 and field.name in autos(kind):
+        if value == 0 and field.name in auto_fields(kind):
             return "auto"
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     return {field.name: written(field) for field in fields(kind)}
 
 
-class Sectioned(click.Command):
+class SectionedCommand(click.Command):
     """A command whose help lists its options in sections.
 
     `sections` has each one's title and the names of its parameters; those in none come last, as Options.
@@ -74,7 +74,7 @@ def config_options(
     The field named `argument` is an argument of the command instead; with `file`, ``--config`` names a TOML file whose
     keys are fields.
     The command gets ``config: kind`` as its first argument. A wrong setting ends it with click's usage error,
-    which names the flag; any other error of ours ends it with one line and exit status 1.
+    which names the flag; any other `EmbellamaError` ends it with one line and exit status 1.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +114,7 @@ def config_options(
 def call_options(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command a flag for each field of `kind`, and call it with ``options: kind``.
 
-    They say what one call does, so no variable sets them. A wrong value ends the command with click's usage error.
+    Options belong to one call, so no variable sets them. A wrong value ends the command with click's usage error.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,7 +157,7 @@ def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
 
 
 def _plain_types(kind: type[msgspec.Struct]) -> dict[str, msgspec.inspect.Type]:
-    """Return the type of each field of `kind` without its description, and without None where that means not given."""
+    """Return the type of each field of `kind`, without its description and, if it may be None, without that."""
     plain = {}
     for field in fields(kind):
         type: Any = field.type.type if isinstance(field.type, Metadata) else field.type
@@ -167,7 +167,7 @@ def _plain_types(kind: type[msgspec.Struct]) -> dict[str, msgspec.inspect.Type]:
 
 
 def _allowed(type: msgspec.inspect.Type) -> str:
-    """Say in words what a flag may be."""
+    """Describe in words the values that a flag takes."""
     if isinstance(type, UnionType):
         return " or ".join(map(_allowed, type.types))
     if isinstance(type, LiteralType):
@@ -192,7 +192,7 @@ def _options(
         type: Any = None
         if isinstance(inner, LiteralType):
             type = click.Choice(inner.values)
-        elif isinstance(inner, IntType) and field.name not in autos(kind):
+        elif isinstance(inner, IntType) and field.name not in auto_fields(kind):
             type = int
         listed = isinstance(inner, VarTupleType)
         text = schema[field.name]["description"]
@@ -205,7 +205,7 @@ def _options(
                 field.name,
                 type=type,
                 multiple=listed,
-                metavar="AUTO|INTEGER" if field.name in autos(kind) else None,
+                metavar="AUTO|INTEGER" if field.name in auto_fields(kind) else None,
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required else {"default": None}),
                 envvar=variable(name) if variables else None,

@@ -1,4 +1,4 @@
-"""`embellama inspect`: a GGUF file's facts and faults, printed."""
+"""`embellama inspect`: print a GGUF file's facts and faults."""
 
 import click
 import msgspec

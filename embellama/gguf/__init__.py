@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, whether it may be loaded, and its weights in memory.
+"""GGUF files: their headers, checks that they can be loaded without a crash, and their weights in memory.
 
-What is computed with the weights belongs to `embellama.model`; how its vocabulary reads a text, to `embellama.text`.
+Computing with the weights belongs to `embellama.model`; reading texts with the vocabulary, to `embellama.text`.
 """

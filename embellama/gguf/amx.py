@@ -1,6 +1,6 @@
-"""Find out whether this build of llama.cpp may use AMX, without dying of it.
+"""Find out whether AMX crashes this build of llama.cpp, by trying it in a process of its own.
 
-load_weights ──► usable ──► `python -m embellama.amx_trial FILE` ──► its exit status, kept in the cache folder
+load_weights ──► may_repack ──► `python -m embellama.amx_trial FILE` ──► its exit status, kept in the cache folder
 
 ggml lays quantized weights out for AMX's tiles where the CPU has them, and is then more than twice as fast. But where
 `_tile_loadconfig` tells the compiler of 8 of its 64 bytes (GCC bug 114098; Debian 12's GCC 12.2 has it), the first
@@ -22,15 +22,17 @@ HAS_AMX = b"AMX_INT8 = 1" in c_api.llama_print_system_info()
 # What ggml computes with AMX (ggml-cpu/amx/common.h, `qtype_has_amx_kernels`).
 TYPES = {"q4_0", "q4_1", "q8_0", "q4_K", "q5_K", "q6_K", "iq4_xs"}
 
-# Run by itself, and named here only: it stands above everything that it tries.
+# The module of the trial. It is named, not imported: it computes with a model, and so imports this module.
 TRIAL = "embellama.amx_trial"
 
 # Loading takes most of a trial; a model that takes longer is loaded without AMX.
 TRIAL_S = 120.0
 
 
-def usable(path: str) -> bool:
-    """Tell whether the weights of a file may be laid out for AMX; True also where that makes no difference.
+def may_repack(path: str) -> bool:
+    """Tell whether llama.cpp may lay the weights of a file out anew for this CPU without crashing on its AMX.
+
+    True also for a CPU without AMX, and for weights that ggml computes without it.
 
     Raises:
         ModelLoadError: The file is missing, unreadable or not GGUF.
@@ -42,7 +44,7 @@ def usable(path: str) -> bool:
     if known is not None:
         return known == "usable"
     works = _try(path)
-    if works is None:  # it says nothing about AMX, and the next file may
+    if works is None:  # this file tells nothing about AMX; the next one may
         logger.info("AMX could not be tried with %s, and is left alone for it", path)
         return False
     logger.info("AMX %s in this build of llama.cpp", "works" if works else "does not work, and is left alone,")
@@ -51,7 +53,7 @@ def usable(path: str) -> bool:
 
 
 def _try(path: str) -> bool | None:
-    """Return whether computing with AMX works, or None if the trial did not come to it."""
+    """Return whether computing with AMX works, or None if the trial ended before it could tell."""
     command = [sys.executable, "-m", TRIAL, path]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S)

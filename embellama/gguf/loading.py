@@ -1,6 +1,6 @@
 """Load a model's weights in order to compute with them.
 
-file ──► amx.usable ──► Weights ──► EmbeddingModel, Pool, the sweep of `tuning`
+file ──► amx.may_repack ──► Weights ──► EmbeddingModel, Pool, the sweep of `tuning`
 """
 
 from embellama.config import EngineConfig
@@ -15,4 +15,4 @@ def load_weights(config: EngineConfig) -> Weights:
         ConfigError: Layers are wanted on a GPU that this llama.cpp was not built for.
         ModelLoadError: As `Weights` raises it.
     """
-    return Weights(config, repack=amx.usable(config.model_path))
+    return Weights(config, repack=amx.may_repack(config.model_path))

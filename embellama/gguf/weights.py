@@ -1,4 +1,4 @@
-"""A GGUF file in memory: what contexts share.
+"""`Weights`: a GGUF file loaded into memory, shared by all contexts.
 
 file ── Header ──► Weights ──► Tokenizer (vocabulary)
                       └──────► EmbeddingModel, one for each thread
@@ -29,14 +29,14 @@ class Weights:
     """One model file, loaded.
 
     Attributes:
-        header: What the file says of itself.
+        header: The file's metadata and list of tensors.
         model: llama.cpp's pointer to the model.
         vocab: llama.cpp's pointer to its vocabulary.
         pooling: How a text's tokens become one vector: as the config says, or else the file.
         dim: Length of an embedding, or the number of a reranker's scores for a pair.
         n_ctx_train: Most tokens the model was trained to read at once.
-        encoder: Whether it is the encoder of an encoder-decoder (T5).
-        causal: Whether each token reads only those before it, as far as the file says; encoders may not say.
+        encoder: Whether the model is the encoder of an encoder-decoder (T5).
+        causal: Whether each token attends only to those before it, as the file says; the files of encoders may not say.
     """
 
     def __init__(self, config: EngineConfig, *, vocab_only: bool = False, repack: bool = False):
@@ -84,7 +84,7 @@ class Weights:
             raise ModelLoadError(self.path, "it has no vocabulary")
         check_vocabulary(self.header, self.vocab)
         self.encoder = bool(c_api.llama_model_has_encoder(model))
-        # llama.cpp's converter leaves it out for llama-embed, which reads both ways.
+        # llama.cpp's converter leaves it out for llama-embed, which is bidirectional.
         self.causal: bool = self.header.get("attention.causal", self.header.architecture != "llama-embed")
 
 
@@ -119,7 +119,7 @@ def has_head(header: Header) -> bool:
 
 
 def is_chat_model(header: Header) -> bool:
-    """Tell whether a model was made to chat."""
+    """Tell whether a model has a chat template, and so is likely to be no embedding model."""
     return "tokenizer.chat_template" in header.values
 
 

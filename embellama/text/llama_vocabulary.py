@@ -3,7 +3,7 @@
 text ── llama_tokenize ──► ids ── llama_detokenize ──► text
 
 llama.cpp does not tell which characters a token comes from. Where a vocabulary keeps every byte of a text, the tokens'
-lengths tell; elsewhere, heads of the text are tokenised until one ends where the part begins.
+lengths tell; elsewhere, heads of the text are tokenized until one ends where the part begins.
 """
 
 import bisect
@@ -34,7 +34,7 @@ class LlamaVocabulary:
         return map(self.one, texts)
 
     def one(self, text: str, add_special: bool = False) -> Tokens:
-        """Tokenise one text, which may be empty; ``(n_tokens,) int32``."""
+        """Tokenize one text, which may be empty; ``(n_tokens,) int32``."""
         data = text.encode()
         # A byte is at most one token in every vocabulary llama.cpp knows, plus what it adds at both ends.
         tokens = np.empty(len(data) + 8, np.int32)

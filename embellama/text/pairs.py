@@ -38,7 +38,7 @@ class PairFormat:
         self._between = between
 
     def encode(self, query: str, documents: Sequence[str], truncate: Truncate = "none") -> Tokenized:
-        """Tokenise the pair of the query and each document.
+        """Tokenize the pair of the query and each document.
 
         Args:
             query: The query; never cut.

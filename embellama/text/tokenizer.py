@@ -30,7 +30,7 @@ from embellama.text.vocabulary import Vocabulary
 from embellama.text.word_piece import WORD_CHARACTERS, WordPiece
 
 # A text of more characters than this for each token of the limit is tried by its head first, so that megabytes need
-# not be tokenised to be refused. English has 4 to 5 characters a token; larger reads more of a hopeless text.
+# not be tokenized to be refused. English has 4 to 5 characters a token; larger reads more of a hopeless text.
 HEAD_CHARACTERS = 32
 
 
@@ -92,7 +92,7 @@ class Tokenizer:
         return len(self.first) + len(self.last)
 
     def encode(self, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized:
-        """Tokenise texts.
+        """Tokenize texts.
 
         Args:
             texts: The texts.
@@ -125,7 +125,7 @@ class Tokenizer:
         return Tokenized(tokens, n_cut)
 
     def bare(self, texts: Iterable[str]) -> list[Tokens]:
-        """Tokenise texts of any length without special tokens; `wrap` adds them. Raises as `encode` does."""
+        """Tokenize texts of any length without special tokens; `wrap` adds them. Raises as `encode` does."""
         return list(self._vocabulary(checked(texts)))
 
     def wrap(self, ids: Tokens) -> Tokens:
@@ -159,7 +159,7 @@ class Tokenizer:
         """Find the tokens of parts of a text.
 
         Args:
-            text: A text, tokenised as a whole.
+            text: A text, tokenized as a whole.
             spans: First character and the one after the last of each part. A token that is partly in it belongs to it.
 
         Returns:
@@ -220,7 +220,7 @@ class Tokenizer:
 
 
 def checked(texts: Iterable[str]) -> list[str]:
-    """Return texts that can be tokenised; raise `InputError`, `InvalidText` or `EmptyInput` for others."""
+    """Return texts that can be tokenized; raise `InputError`, `InvalidText` or `EmptyInput` for others."""
     if isinstance(texts, str):
         raise InputError("texts is one str, not a list of them; to embed one text, call embed")
     texts = list(texts)

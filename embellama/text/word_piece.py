@@ -81,7 +81,7 @@ class WordPiece:
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
         looked_up = [self._look_up(text) for text in texts]
-        # Unlike one text after another, a batch is tokenised with Python's lock released.
+        # Unlike one text after another, a batch is tokenized with Python's lock released.
         rest = [text for text, ids in zip(texts, looked_up, strict=True) if ids is None]
         encodings = iter(self._tokenizer.encode_batch_fast(rest, add_special_tokens=False) if rest else ())
         for ids in looked_up:

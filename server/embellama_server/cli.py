@@ -6,7 +6,7 @@ settings ──► vocabulary (checks the file before anything starts) ──►
 import click
 
 from embellama import __version__
-from embellama.cli.flags import Sectioned, config_options
+from embellama.cli.flags import SectionedCommand, config_options
 from embellama.config import EngineConfig
 from embellama_server.config import ServerConfig
 
@@ -20,7 +20,7 @@ SECTIONS = {
 
 
 @click.command(
-    cls=Sectioned,
+    cls=SectionedCommand,
     sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -32,7 +32,7 @@ def main(config: ServerConfig) -> None:
     Each model is loaded by worker processes of its own; requests wait for them in a bounded room. One model is named by
     --model-path, several by tables [[models]] in the file of --config.
     """
-    # Worker processes import this module to find their way: what they do not need is imported here.
+    # Worker processes import this module too, as their main one: what they do not need is imported here instead.
     try:
         from embellama_server.serve import serve
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How the server runs: the library's settings and its own.
+"""Settings of the server: the library's, and its own.
 
 flags, variables, file ──► ServerConfig ──► pools ──► a ServerConfig for each model
 """
@@ -15,7 +15,7 @@ POOL_FIELDS = ("aliases", "queue_size", "queue_tokens", "worker_timeout_ms", "ma
 
 
 class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the server runs. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.cli.flags`)."""
+    """Settings of the server. Each field is a flag and an `EMBELLAMA_*` variable (`embellama.cli.flags`)."""
 
     model_path: Annotated[str, Meta(pattern=r"^[^\0]*$", description="GGUF file to serve, if it is the only one.")] = ""
     aliases: Annotated[
@@ -101,7 +101,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         if not self.models:
             return [self.checked()]
         shared = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_ONE_MODEL}
-        pools = [_pool(f"models[{i}]", table, shared) for i, table in enumerate(self.models)]
+        pools = [_pool_config(f"models[{i}]", table, shared) for i, table in enumerate(self.models)]
         owners: dict[str, str] = {}
         for pool in pools:
             for name in {pool.model_name, *pool.aliases}:
@@ -114,7 +114,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
 _OF_ONE_MODEL = ("model_path", "model_name", "aliases", "models")
 
 
-def _pool(where: str, table: dict[str, Any], shared: dict[str, Any]) -> ServerConfig:
+def _pool_config(where: str, table: dict[str, Any], shared: dict[str, Any]) -> ServerConfig:
     for name in table:
         if name not in (*EngineConfig.__struct_fields__, *POOL_FIELDS):
             raise ConfigError(f"{where}.{name} is no setting of a model")

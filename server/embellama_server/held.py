@@ -1,4 +1,4 @@
-"""Bytes held for requests: bounded for all of them together, so that a flood cannot take the machine's memory."""
+"""`HeldBytes`: limit the bytes held for all requests together, so that a flood cannot take the machine's memory."""
 
 from embellama_server.state import ServerState
 
@@ -16,7 +16,7 @@ class HeldBytes:
         self._state.n_held_bytes += n_bytes
 
     def reserve(self, n_bytes: int) -> None:
-        """Count bytes, or raise `Overloaded` if all requests may not hold as many; a lone request may hold any."""
+        """Count bytes, or raise `Overloaded` if all requests would hold too many; a lone one may hold any number."""
         total, most = self._state.n_held_bytes, self._state.config.queue_bytes
         if total > self._n_bytes and total + n_bytes > most:
             raise self._state.overloaded(f"{total} bytes of requests are held already; {most} are the most allowed")

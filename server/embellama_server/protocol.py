@@ -1,11 +1,11 @@
-"""HTTP/1.1 as uvicorn and httptools read it, with bounds where a client could otherwise go on for ever.
+"""`Protocol`: uvicorn's HTTP/1.1, with limits on the size of a head and on how long a client may take.
 
 bytes ── Protocol.data_received ──► httptools ──► the application
       ◄── transport, flow control ───────────────┘
 
 uvicorn bounds neither how large a head may be nor how long it may take, nor how long a client may go on sending after
-it was answered, nor how long it may leave its answer unread; bodies are the application's to bound. And it sends an
-answer's head by itself, which wakes a client that then has to wait for the rest.
+it was answered, nor how long it may leave its answer unread; bodies are the application's to bound. And uvicorn
+sends an answer's head by itself, which wakes a client that then has to wait for the rest.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-# Ours are a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
+# A client's head has a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
 MAX_HEAD_BYTES = 64 * 1024
 
 # A client that has not sent a whole head by then is hung up on. An idle connection has no head yet.
@@ -31,10 +31,10 @@ UNREAD_S = 30.0
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection."""
+    """One client's connection."""
 
     def connection_made(self, transport: Any) -> None:
-        self._joining = _Joining(transport)
+        self._joining = _JoiningTransport(transport)
         super().connection_made(self._joining)  # type: ignore[arg-type]
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
@@ -93,7 +93,7 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, as uvicorn does but in OpenAI's shape."""
+        """Refuse bytes that are no HTTP, as uvicorn does but in OpenAI's shape."""
         self._refuse(b"400 Bad Request", msg, "bad_request")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -110,7 +110,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class _Joining:
+class _JoiningTransport:
     """A transport that writes the head of an answer together with what comes next: with one call, in one packet."""
 
     def __init__(self, transport: asyncio.Transport):
@@ -126,7 +126,7 @@ class _Joining:
             self._head = b""
 
     def flush(self) -> None:
-        """Write a head that nothing comes after."""
+        """Write the head that was kept, if nothing comes after it."""
         if self._head:
             self.write(b"")
 

@@ -40,13 +40,13 @@ from embellama_server.workers.dispatcher import Dispatcher
 
 logger = logging.getLogger("embellama.server")
 
-# What every worker embeds before it serves, and must embed alike: letters, digits, punctuation, another script.
+# The text that every worker embeds before it serves, with the same result: letters, digits, marks, another script.
 CANARY = "The canary sang 3 songs, twice: «un, deux, 三»."
 
 # So long after being told to stop, the event loop has read what had arrived by then. Longer delays the end.
 ARRIVED_S = 0.02
 
-# What a worker needs beside the weights: Python, its libraries and a context, as measured for the default model.
+# Memory that a worker needs beside the weights: Python, its libraries and a context, as measured for the default model.
 WORKER_BYTES = 80_000_000
 
 
@@ -84,7 +84,7 @@ def serve(config: ServerConfig) -> None:
         for model in state.models.values():
             logger.info("serving %s", _described(model))
         logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-        # What exists by now stays: the collector need not walk through it again and again.
+        # All objects made by now stay for good: the collector need not walk through them again and again.
         gc.collect()
         gc.freeze()
         # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
@@ -94,7 +94,7 @@ def serve(config: ServerConfig) -> None:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn's server, which when told to stop does not wait for requests that are not here yet."""
+    """A uvicorn server that, when told to stop, does not wait for requests that have not arrived."""
 
     def __init__(self, state: ServerState, config: uvicorn.Config):
         super().__init__(config)
@@ -113,13 +113,13 @@ class _HttpServer(uvicorn.Server):
 
 
 def build(config: ServerConfig) -> ServerState:
-    """Load the vocabularies, tune, and make what the front shares, its workers not yet started, for a checked config.
+    """Load the models' vocabularies, tune, and make the server's state for a checked config; no worker is started yet.
 
     Raises:
         ConfigError: A model's settings are wrong, or there is too little memory.
         ModelLoadError: A file cannot be loaded.
     """
-    # Texts are tokenised by one thread; more would take turns with the workers.
+    # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     dispatchers: dict[str, Dispatcher] = {}
     metrics = Metrics(dispatchers)
@@ -154,7 +154,7 @@ def _described(model: ServedModel) -> str:
 
 
 async def _run(http: _HttpServer, listener: socket.socket) -> None:
-    """Serve until a signal, or until a model turns out not to load in a worker: then raise why."""
+    """Serve until a signal comes, or until a model does not load in a worker: then raise that error."""
     loop, restarts = asyncio.get_running_loop(), set()
     dispatchers = [model.dispatcher for model in http.state.models.values()]
 

@@ -1,4 +1,4 @@
-"""What the parts of the front share: the models that are served, and what is true of the server as a whole.
+"""`ServerState`: the models that are served and the state of the whole server, shared by the parts of the front.
 
 serve.build ──► ServerState ──► app, web, exchange: read by all
                     └── ServedModel.submit ──► the back end: a model's worker processes
@@ -21,21 +21,21 @@ from embellama_server.workers.dispatcher import Dispatcher
 
 
 class SubmittedJob:
-    """A job at a back end, whose rows are to come."""
+    """A job that a back end was given, and the future of its rows."""
 
     def __init__(self, job: Job[Any], future: "asyncio.Future[Rows]"):
         self.job = job
         self._future = future
 
     async def rows(self) -> Rows:
-        """Wait for what `Job.finish` takes; an error about a text names the caller's."""
+        """Wait for the rows that `Job.finish` takes; an error about a text names the caller's text."""
         try:
             return await self._future
         except EmbeddingFailed as error:
             raise self.job.named(error) from None
 
     def cancel(self) -> None:
-        """Drop what no worker computes yet."""
+        """Drop the texts that no worker computes yet."""
         self._future.cancel()
 
 
@@ -44,9 +44,9 @@ class ServedModel(NamedTuple):
 
     config: The model's settings.
     jobs: Makes jobs of texts.
-    info: What is known of the model.
+    info: The model's description.
     dispatcher: The model's worker processes.
-    backend: What jobs are given to.
+    backend: Takes the model's jobs: the dispatcher, or a back end around it.
     created: The time of the model's file, in seconds since 1970.
     """
 
@@ -61,12 +61,12 @@ class ServedModel(NamedTuple):
         """Give a job with at least one text to the back end.
 
         Args:
-            job: What to compute.
-            deadline: When it fails with `DeadlineExceeded`, on the event loop's clock.
-            times: Where to write when a worker began with it.
+            job: The job.
+            deadline: When the job fails with `DeadlineExceeded`, on the event loop's clock.
+            times: Filled in with when a worker began with it.
 
         Raises:
-            ServiceError: It cannot be computed in time.
+            ServiceError: The job cannot be computed in time.
             EmbeddingFailed: A text killed workers not long ago.
         """
         try:
@@ -77,18 +77,18 @@ class ServedModel(NamedTuple):
 
 
 class ServerState:
-    """What the parts of the front share.
+    """State that the parts of the front share.
 
     Attributes:
         config: The server's settings; each model has its own beside them.
         models: By name; requests that name no model get the first one.
         names: The model of every name and alias.
         metrics: Counts what happens.
-        tokenizing: The thread that tokenizes what is too much for the event loop.
+        tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
         stopping: Whether the server was told to stop.
-        n_unanswered: Requests that were here when the server stopped, and were not answered in time.
+        n_unanswered: Requests that had arrived when the server stopped, and were not answered in time.
         n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
     """
 
@@ -104,7 +104,7 @@ class ServerState:
         self.n_held_bytes = 0
 
     def stop_reading(self) -> None:
-        """Give up on requests that are not here yet: the server stops."""
+        """Give up on requests that have not wholly arrived: the server stops."""
         self.stopping = True
         for timeout in self.reading:
             timeout.reschedule(asyncio.get_running_loop().time())
@@ -119,7 +119,7 @@ class ServerState:
             raise ModelNotFound(name, list(self.names)) from None
 
     def check_room(self) -> None:
-        """Raise what every model's dispatcher would raise now, whatever the request."""
+        """Raise `Overloaded` or `Unavailable` if no model could take any request now."""
         for i, model in enumerate(self.models.values(), 1):
             try:
                 return model.dispatcher.check_room()
@@ -128,6 +128,6 @@ class ServerState:
                     raise
 
     def overloaded(self, reason: str) -> Overloaded:
-        """Make the error that says when to come again: when the dispatcher with the most to do has done it."""
+        """Make an error whose `retry_after_s` is that of the dispatcher with the most to do."""
         errors = [model.dispatcher.overloaded(reason) for model in self.models.values()]
         return max(errors, key=lambda error: error.retry_after_s)

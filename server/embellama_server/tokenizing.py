@@ -31,13 +31,13 @@ class TokenizeThread:
         """Make a job in the thread.
 
         Args:
-            make_job: What to run there.
-            n_characters: How much it tokenizes.
+            make_job: Makes the job; runs in the thread.
+            n_characters: Characters that it tokenizes.
             deadline: When to give up, on the event loop's clock.
 
         Raises:
-            Overloaded: Too many wait already, or it would be too late.
-            DeadlineExceeded: It is too late.
+            Overloaded: Too many requests wait already, or the deadline could not be kept.
+            DeadlineExceeded: The deadline has come.
         """
         loop = asyncio.get_running_loop()
         wait_s = self._n_characters * self._s_per_character

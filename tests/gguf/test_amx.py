@@ -59,15 +59,15 @@ def test_the_trial_computes_where_amx_does_not_break(tiny_path: str) -> None:
 @pytest.mark.parametrize(("program", "works"), [(WORKS, True), (DIES, False)])
 def test_a_build_is_tried_once(program: str, works: bool, set_trial: SetTrial, tiny_path: str) -> None:
     runs = set_trial(program)
-    assert [amx.usable(tiny_path), amx.usable(tiny_path)] == [works, works]
+    assert [amx.may_repack(tiny_path), amx.may_repack(tiny_path)] == [works, works]
     assert runs.read_text() == "x"
 
 
 def test_a_trial_that_came_to_no_product_says_nothing_about_other_files(set_trial: SetTrial, tiny_path: str) -> None:
     set_trial(FAILS)
-    assert not amx.usable(tiny_path)
+    assert not amx.may_repack(tiny_path)
     set_trial(WORKS)
-    assert amx.usable(tiny_path)
+    assert amx.may_repack(tiny_path)
 
 
 def test_nothing_is_tried_for_weights_that_amx_does_not_compute_with(
@@ -75,7 +75,7 @@ def test_nothing_is_tried_for_weights_that_amx_does_not_compute_with(
 ) -> None:
     runs = set_trial(DIES)
     monkeypatch.setattr(amx, "TYPES", {"q8_0"})
-    assert amx.usable(tiny_path)
+    assert amx.may_repack(tiny_path)
     assert runs.read_text() == ""
 
 

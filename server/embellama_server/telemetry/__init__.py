@@ -1,4 +1,4 @@
-"""What is told outside about the server: metrics and logs.
+"""Metrics and logs.
 
-It is told by others what happened, and asks nobody but pools for their state.
+Other parts report what happened; the only state read from here is that of the pools, for metrics.
 """

@@ -1,4 +1,4 @@
-"""How a line of the log is written: as text, or as a JSON object."""
+"""Set up logging: each line as text, or as a JSON object."""
 
 import datetime
 import logging
@@ -20,7 +20,7 @@ def set_up_logging(config: ServerConfig) -> None:
 
 
 class _Json(logging.Formatter):
-    """One object a line; what a record carries as `fields` are keys of its own."""
+    """Formats each record as one JSON object; the keys of its `fields`, if it has any, are keys of the object."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")

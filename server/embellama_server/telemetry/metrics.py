@@ -1,7 +1,7 @@
-"""What Prometheus is told.
+"""`Metrics`: count requests and batches, and read the pools' state, for Prometheus.
 
 Exchange ──► requests, texts, tokens, seconds              Dispatcher ──► batches
-pools ──► waiting, workers, their time and memory, read when somebody asks (`Metrics.page`)
+pools ──► waiting, workers, their time and memory, read at each scrape (`Metrics.page`)
 
 Label sets are bounded: paths and models are those that exist, statuses those of `problems.STATUSES`, and a worker is
 known by its place in the pool, not by its process.
@@ -33,7 +33,7 @@ class Metrics:
     """All metrics of one server."""
 
     def __init__(self, pools: Mapping[str, Backend[Any]]):
-        """Prepare to count; `pools` are asked by their models' names, and may be filled later."""
+        """Start at 0; `pools` has each model's back end by the model's name, and may be filled later."""
         registry = self._registry = CollectorRegistry()
         PlatformCollector(registry)
         ProcessCollector(registry=registry)
@@ -65,7 +65,7 @@ class Metrics:
         self._requests.labels(path, str(status), model).inc()
 
     def answered(self, model: str, n_texts: int, n_tokens: int, n_truncated: int, seconds: Iterable[float]) -> None:
-        """Count what was answered well, and how long each of `PHASES` took."""
+        """Count a request that was answered with success, and how long each of `PHASES` took."""
         counters, histograms = self._of_model(model)
         for counter, amount in zip(counters, (n_texts, n_tokens, n_truncated), strict=True):
             counter.inc(amount)
@@ -83,12 +83,12 @@ class Metrics:
         tokens.observe(n_tokens)
 
     def page(self) -> bytes:
-        """Write everything in Prometheus' text format."""
+        """Write all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Pools(Collector):
-    """Reads the pools when somebody asks."""
+    """Reads the state of the pools at each scrape."""
 
     def __init__(self, pools: Mapping[str, Backend[Any]]):
         self._pools = pools

@@ -1,4 +1,4 @@
-"""Move requests from the event loop to worker processes and rows back.
+"""`Dispatcher`: move requests from the event loop to worker processes, and rows back.
 
       event loop                                      |   worker process 1..n
                                                       |
@@ -8,12 +8,12 @@
              Supervisor.send ══ Channel ══════════════|══► worker.run
                                                       |      │
   future ◄── on_rows ◄════════════════════════════════|══════┘
-             on_lost: what it held goes to another    |
+             on_lost: its batches go to another one   |
 
-submit      token ids in, a future of rows out; refuses what cannot wait, or could not be done in time.
-_pump       after every event: hands out what the scheduler says.
+submit      token ids in, a future of rows out; refuses a request that cannot wait or would be late.
+_pump       after every event: sends the batches that the scheduler assigns.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
-on_lost     a worker is gone: what it held runs again, and a text that killed is remembered.
+on_lost     a worker is gone: its batches run again, and a text that killed workers is remembered.
 
 Everything runs on the event loop's thread, so there are no locks.
 """
@@ -38,8 +38,8 @@ logger = logging.getLogger("embellama.dispatcher")
 N_SLOTS = 2
 
 # A text that killed workers is refused for so long, and so many of them are remembered.
-CONVICTED_S = 600.0
-MAX_CONVICTED = 10_000
+BLOCKED_S = 600.0
+MAX_BLOCKED = 10_000
 
 # A request is taken if its estimated wait is at most this share of the time it has: the pool's rate drifts, and work on
 # what then comes too late is work lost; and shorter requests that come later may pass a long one.
@@ -53,7 +53,7 @@ OnBatch = Callable[[int, int], None]
 
 
 class Dispatcher:
-    """The scheduler between requests and a pool of worker processes: a `Backend`."""
+    """A `Backend` that computes in a pool of worker processes."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Dispatcher:
 
         Args:
             dim: Length of a row.
-            canary: What every worker must embed alike.
+            canary: Token ids of a text that every worker must embed alike.
             launch: Starts a worker; by default a real process.
-            on_batch: Told of every batch that was computed: how many texts and tokens it had.
+            on_batch: Called after each batch with its numbers of texts and tokens.
         """
         self._on_batch = on_batch
         self._config = config
@@ -79,7 +79,7 @@ class Dispatcher:
         )
         self._scheduler = Scheduler(limits)
         self._ledger: Ledger[asyncio.Future[Rows]] = Ledger(self._scheduler, dim, lambda: self._loop.create_future())
-        self._convicted: dict[bytes, float] = {}  # texts that killed workers, until when
+        self._blocked: dict[bytes, float] = {}  # texts that killed workers, until when
         self._ticker: asyncio.TimerHandle | None = None
         self._was_whole = False
         self._closing = False
@@ -96,7 +96,7 @@ class Dispatcher:
 
     @property
     def state(self) -> PoolState:
-        """How the pool is now."""
+        """The pool's current state."""
         return PoolState(
             status=self._status(),
             n_workers=self.n_workers,
@@ -122,7 +122,7 @@ class Dispatcher:
         return failed
 
     def check_room(self) -> None:
-        """Raise what `submit` would raise now, whatever the request."""
+        """Raise what `submit` would raise now for any request: `Overloaded` or `Unavailable`."""
         if self._closing:
             raise Unavailable("the server is shutting down")
         if not self.n_ready and not self._supervisor.recovering:
@@ -154,8 +154,8 @@ class Dispatcher:
             EmbeddingFailed: A text killed workers not long ago.
         """
         self.check_room()
-        self._check_record(tokens)
-        self._check_time(sum(map(len, tokens)), deadline)
+        self._refuse_blocked(tokens)
+        self._refuse_late(sum(map(len, tokens)), deadline)
         try:
             request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
         except Overloaded as error:
@@ -183,10 +183,10 @@ class Dispatcher:
         self._pump()
 
     def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
-        answer = self._scheduler.complete(batch, worker)
+        result = self._scheduler.complete(batch, worker)
         self._pump()  # first: the worker is waiting
         self._on_batch(len(texts.lengths), len(texts.tokens))
-        _settle(self._ledger.put(answer, texts, rows))
+        _settle(self._ledger.put(result, texts, rows))
 
     def on_error(self, worker: int, batch: int, reason: str) -> None:
         logger.warning("worker %d failed on a batch: %s", worker, reason)
@@ -200,7 +200,7 @@ class Dispatcher:
     def on_lost(self, worker: int, suspect: bool) -> None:
         failures = self._scheduler.worker_lost(worker, suspect=suspect)
         for failure in failures:
-            self._convict(self._ledger.text(failure))
+            self._block(self._ledger.text(failure))
         _settle(self._ledger.fail(failures, "a worker process died on it"))
         self._pump()
 
@@ -208,7 +208,7 @@ class Dispatcher:
         for assignment in self._scheduler.assign():
             batch = Batch.join(*self._ledger.texts(assignment))
             n_possible = len(batch.tokens)
-            if not self._scheduler.n_waiting:  # it is as small as it is for lack of work
+            if not self._scheduler.n_waiting:  # the batch is small for lack of work
                 n_possible = max(n_possible, self._config.max_batch_tokens)
             self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch, n_possible)
 
@@ -216,8 +216,8 @@ class Dispatcher:
         _settle(self._ledger.expire(self._loop.time(), self._config.timeout_ms))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    def _check_time(self, n_tokens: int, deadline: float) -> None:
-        """Refuse a request that could not be answered in time."""
+    def _refuse_late(self, n_tokens: int, deadline: float) -> None:
+        """Raise `Overloaded` for a request that could not be answered by its deadline."""
         rate = self._rate()
         if not rate:
             return
@@ -230,32 +230,32 @@ class Dispatcher:
             )
 
     def overloaded(self, reason: str) -> Overloaded:
-        """Say when to come again: when what is waiting now will have been computed."""
+        """Make an error whose `retry_after_s` is when the texts that wait now will have been computed."""
         rate = self._rate()
         wait = self._scheduler.waiting_tokens / rate if rate else 1.0
         return Overloaded(reason, min(max(wait, 1.0), MAX_RETRY_AFTER_S))
 
-    def _convict(self, text: Tokens) -> None:
-        logger.error("a text of %d tokens killed workers, and is refused for %.0f s", len(text), CONVICTED_S)
-        while len(self._convicted) >= MAX_CONVICTED:
-            del self._convicted[next(iter(self._convicted))]
-        self._convicted.pop(text.tobytes(), None)  # so that they stay in order
-        self._convicted[text.tobytes()] = self._loop.time() + CONVICTED_S
+    def _block(self, text: Tokens) -> None:
+        logger.error("a text of %d tokens killed workers, and is refused for %.0f s", len(text), BLOCKED_S)
+        while len(self._blocked) >= MAX_BLOCKED:
+            del self._blocked[next(iter(self._blocked))]
+        self._blocked.pop(text.tobytes(), None)  # so that they stay in order
+        self._blocked[text.tobytes()] = self._loop.time() + BLOCKED_S
 
-    def _check_record(self, tokens: Sequence[Tokens]) -> None:
-        """Refuse a text that killed workers not long ago."""
+    def _refuse_blocked(self, tokens: Sequence[Tokens]) -> None:
+        """Raise `EmbeddingFailed` for a text that killed workers not long ago."""
         now = self._loop.time()
-        while self._convicted and next(iter(self._convicted.values())) <= now:
-            del self._convicted[next(iter(self._convicted))]
-        if not self._convicted:
+        while self._blocked and next(iter(self._blocked.values())) <= now:
+            del self._blocked[next(iter(self._blocked))]
+        if not self._blocked:
             return
         for index, text in enumerate(tokens):
-            if self._convicted.get(text.tobytes(), now) > now:
+            if self._blocked.get(text.tobytes(), now) > now:
                 reason = "worker processes died on it not long ago, so it is not tried again yet"
                 raise EmbeddingFailed(index, reason)
 
     def _rate(self) -> float:
-        """Return tokens a second of the ready workers together; of one while none is ready; 0 while unknown."""
+        """Return the tokens a second of the ready workers together, of one while none is ready, or 0 while unknown."""
         return self._supervisor.rate * max(self.n_ready, 1)
 
     def _status(self) -> PoolStatus:
