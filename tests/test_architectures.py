@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
 from embellama.batch import Batch, Rows
 from embellama.gguf.weights import Weights
-from embellama.text.llama_vocabulary import LlamaVocabulary
+from embellama.text.llama_tokenize import llama_tokenize
 from tests.conftest import ROOT, TinyModel
 from tests.forward import forward, pooled, score
 from tests.forward.model import Model
@@ -182,7 +182,7 @@ def test_special_tokens_are_those_llama_cpp_adds(name: str, tiny: TinyModel) -> 
     weights = Weights(EngineConfig(model_path=str(tiny(name))), vocab_only=True)
     with load(tiny(name)) as loaded:
         for text in ("red", "red three", "  one"):
-            theirs = LlamaVocabulary(weights).one(text, add_special=True)
+            theirs = llama_tokenize(weights.vocab, text, add_special=True)
             np.testing.assert_array_equal(loaded.tokenizer.encode([text]).tokens[0], theirs)
 
 

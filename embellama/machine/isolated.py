@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from embellama.deadline import check_deadline
 from embellama.errors import EmbellamaError, ModelError
 
 Target = TypeVar("Target")
@@ -25,6 +27,9 @@ Args = ParamSpec("Args")
 
 # A call takes seconds; loading a large file from a slow disk takes longer.
 PATIENCE_S = 120.0
+
+# How often it is looked whether anybody waits for the answer any more.
+POLL_S = 0.1
 
 # Not by multiprocessing, which would run the caller's main module once more.
 PROGRAM = "from embellama.machine import isolated; isolated.serve()"
@@ -49,6 +54,7 @@ class IsolatedProcess(Generic[Target]):
         Raises:
             EmbellamaError: As `make` raises it.
             ProcessFailed: The process ended or hangs.
+            DeadlineExceeded: The deadline of this thread's work has passed (`embellama.deadline`).
             ModelError: `make` raised something else.
             OSError: No process can be started.
         """
@@ -99,8 +105,11 @@ class IsolatedProcess(Generic[Target]):
     def _ask(self, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
             self._end.send((function, args, options))
-            if not self._end.poll(self.patience_s):
-                raise ProcessFailed(f"its process gave no answer in {self.patience_s:.0f} s")
+            given_up_at = time.monotonic() + self.patience_s
+            while not self._end.poll(min(POLL_S, self.patience_s)):
+                check_deadline()
+                if time.monotonic() > given_up_at:
+                    raise ProcessFailed(f"its process gave no answer in {self.patience_s:.1f} s")
             result, error = self._end.recv()
         except (EOFError, OSError):
             raise self._death() from None

@@ -1,6 +1,7 @@
 """llama.cpp's own tokenizer, for every vocabulary but WordPiece.
 
-text ── llama_tokenize ──► ids ── llama_detokenize ──► text
+text ──┬── llama_tokenize ─────────────────────┬──► ids ── llama_detokenize ──► text
+       └── a hazardous one: IsolatedVocabulary ┘
 
 llama.cpp does not tell which characters a token comes from. Where a vocabulary keeps every byte of a text, the tokens'
 lengths tell; elsewhere, heads of the text are tokenized until one ends where the part begins.
@@ -9,13 +10,22 @@ lengths tell; elsewhere, heads of the text are tokenized until one ends where th
 import bisect
 import ctypes
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from embellama.batch import Tokens
+from embellama.deadline import check_deadline
+from embellama.errors import InvalidText
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
+from embellama.text.hazards import Hazards
+from embellama.text.isolated_vocabulary import IsolatedVocabulary, TokenizerFailed
+from embellama.text.llama_tokenize import llama_tokenize
+
+# Two characters of space, one of which is " ": of such a pair, llama.cpp asserts that nobody asks for its merge.
+_SPACES = re.compile(r"\s* \s+|\s+ \s*")
 
 
 class LlamaVocabulary:
@@ -26,27 +36,34 @@ class LlamaVocabulary:
 
     def __init__(self, weights: Weights):
         self._vocab = weights.vocab
+        self._pre = str(weights.header.values.get("tokenizer.ggml.pre", ""))
+        self._hazards = Hazards(c_api.llama_vocab_type(self._vocab), self._pre)
+        self._isolated = IsolatedVocabulary(weights.path)
         # Unigram vocabularies drop spaces and join unknown characters.
         kinds = (c_api.LLAMA_VOCAB_TYPE_BPE, c_api.LLAMA_VOCAB_TYPE_SPM)
         self._keeps_bytes = c_api.llama_vocab_type(self._vocab) in kinds
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
-        return map(self.one, texts)
+        for index, text in enumerate(texts):
+            check_deadline()
+            try:
+                yield self._one(text)
+            except TokenizerFailed as error:
+                raise InvalidText(index, f"cannot be tokenized: {error}") from None
 
-    def one(self, text: str, add_special: bool = False) -> Tokens:
-        """Tokenize one text, which may be empty; ``(n_tokens,) int32``."""
-        data = text.encode()
-        # A byte is at most one token in every vocabulary llama.cpp knows, plus what it adds at both ends.
-        tokens = np.empty(len(data) + 8, np.int32)
-        n = self._fill(tokens, data, add_special)
-        if n < 0:  # -n is the room it wanted
-            tokens = np.empty(-n, np.int32)
-            n = self._fill(tokens, data, add_special)
-        return tokens[:n].copy()
+    def _one(self, text: str) -> Tokens:
+        text = self._harmless(text)
+        if text in self._hazards:
+            return self._isolated.tokenize(text)
+        return llama_tokenize(self._vocab, text)
+
+    def _harmless(self, text: str) -> str:
+        """Leave out spaces that end the process in llama.cpp, and are no part of any token of such a vocabulary."""
+        return _SPACES.sub(" ", text) if self._pre == "whitespace" else text
 
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         # llama.cpp does not tell where a token comes from.
-        ids = self.one(text)
+        ids = self._one(text)
         ends = self._ends(text, ids) if self._keeps_bytes else None
         if ends is None:
             yield from self._within_by_heads(text, ids, spans)
@@ -57,7 +74,7 @@ class LlamaVocabulary:
             yield bisect.bisect_right(ends, first) if start else 0, bisect.bisect_left(starts, last, hi=len(ends))
 
     def spans(self, text: str) -> Iterator[tuple[int, int | None, int | None]]:
-        ids = self.one(text)
+        ids = self._one(text)
         ends = self._ends(text, ids) if self._keeps_bytes else None
         if ends is None:
             yield from ((int(id), None, None) for id in ids)
@@ -96,7 +113,7 @@ class LlamaVocabulary:
         # Where a text is cut between two tokens, what is before the cut has the tokens it has in the whole text.
         def n_before(place: int, step: int) -> int:
             while 0 < place < len(text):
-                head = self.one(text[:place])
+                head = self._one(text[:place])
                 if np.array_equal(head, ids[: len(head)]):
                     return len(head) - (step < 0 and self._goes_on(head, text, place))
                 place += step  # inside a token: out of it
@@ -110,7 +127,7 @@ class LlamaVocabulary:
         if not len(head) or not c_api.llama_vocab_get_attr(self._vocab, head[-1]) & c_api.LLAMA_TOKEN_ATTR_UNKNOWN:
             return False
         # A space adds no token either, but is none alone.
-        no_more, alone = self.one(text[: place + 1]), self.one(text[place])
+        no_more, alone = self._one(text[: place + 1]), self._one(text[place])
         return np.array_equal(no_more, head) and np.array_equal(alone[-1:], head[-1:])
 
     def _piece(self, token: int) -> bytes:
@@ -121,8 +138,3 @@ class LlamaVocabulary:
             data = ctypes.create_string_buffer(-n)
             n = c_api.llama_token_to_piece(self._vocab, token, data, len(data), 0, True)
         return data.raw[:n]
-
-    def _fill(self, tokens: Tokens, data: bytes, add_special: bool) -> int:
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(c_api.llama_token))
-        n: int = c_api.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), add_special, True)
-        return n

@@ -25,6 +25,7 @@ from embellama.errors import (
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
 from embellama.options import Truncate
+from embellama.text.llama_tokenize import llama_tokenize
 from embellama.text.llama_vocabulary import LlamaVocabulary
 from embellama.text.vocabulary import Vocabulary
 from embellama.text.word_piece import WORD_CHARACTERS, WordPiece
@@ -80,7 +81,7 @@ class Tokenizer:
         word_piece = c_api.llama_vocab_type(weights.vocab) == c_api.LLAMA_VOCAB_TYPE_WPM
         self._vocabulary: Vocabulary = WordPiece(weights) if word_piece else LlamaVocabulary(weights)
         # What llama.cpp puts around nothing is what it puts around a text.
-        ends = LlamaVocabulary(weights).one("", add_special=True)
+        ends = llama_tokenize(weights.vocab, "", add_special=True)
         n_first = int(word_piece or c_api.llama_vocab_get_add_bos(weights.vocab))
         self.first, self.last = ends[:n_first], ends[n_first:]
         if self.limit <= self.n_special:
@@ -101,7 +102,8 @@ class Tokenizer:
 
         Raises:
             InputError: `texts` is one `str`, or `truncate` is not one of the above or out of range.
-            InvalidText: A text is not a `str`, or holds half of a surrogate pair.
+            InvalidText: A text is not a `str`, holds half of a surrogate pair, or crashes or stalls llama.cpp's
+                tokenizer (`hazards.py`).
             EmptyInput: A text is empty, or has no tokens.
             TextTooLong: A text has more than `limit` tokens, and `truncate` is ``none``.
         """

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from embellama.deadline import Deadline, working_until
 from embellama.errors import DeadlineExceeded, Overloaded
 from embellama.jobs import Job
 from embellama_server.config import ServerConfig
@@ -50,9 +51,12 @@ class TokenizeThread:
                 f"{self._n_characters} characters are waiting to be tokenised, {wait_s:.1f} s of work", wait_s
             )
 
+        work = Deadline(time.monotonic() + deadline - loop.time(), self._timeout_ms)
+
         def timed() -> tuple[Job[Any], float]:
             start = time.perf_counter()
-            job = make_job()
+            with working_until(work):
+                job = make_job()
             return job, time.perf_counter() - start
 
         self._n_waiting += 1
@@ -63,6 +67,7 @@ class TokenizeThread:
         except TimeoutError:
             raise DeadlineExceeded(self._timeout_ms) from None
         finally:
+            work.at = 0.0  # whether it is done, or nobody waits for it any more
             self._n_waiting -= 1
             self._n_characters -= n_characters
         pace = seconds / max(n_characters, 1)

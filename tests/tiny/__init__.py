@@ -41,7 +41,7 @@ from tests.tiny.pre_norm import (
 from tests.tiny.t5 import write_t5_encoder
 from tests.tiny.vocabularies import POISON, WORDS
 
-__all__ = ["ARCHITECTURES", "POISON", "WORDS", "Architecture", "write_bert", "write_qwen3_reranker"]
+__all__ = ["ARCHITECTURES", "POISON", "WORDS", "Architecture", "write_bert", "write_qwen2", "write_qwen3_reranker"]
 
 _MEAN, _CLS, _LAST, _RANK = (
     gguf.PoolingType.MEAN,

@@ -1,5 +1,6 @@
 """Tiny models that put a norm before each half of a layer: ModernBERT, Gemma, Qwen, Llama and their kin."""
 
+import functools
 from pathlib import Path
 
 import gguf
@@ -116,9 +117,11 @@ def write_mistral(path: Path) -> Path:
     return file.save()
 
 
-def write_qwen2(path: Path, *, causal: bool = True, pooling: gguf.PoolingType = gguf.PoolingType.LAST) -> Path:
-    """Write a Qwen2, as jina-code-embeddings is; without `causal` it is bidirectional."""
-    file = _start(path, "qwen2", vocabularies.qwen, pooling)
+def write_qwen2(
+    path: Path, *, causal: bool = True, pooling: gguf.PoolingType = gguf.PoolingType.LAST, pre: str = "qwen2"
+) -> Path:
+    """Write a Qwen2, as jina-code-embeddings is; without `causal` it is bidirectional; `pre` cuts texts into words."""
+    file = _start(path, "qwen2", functools.partial(vocabularies.qwen, pre=pre), pooling)
     file.writer.add_causal_attention(causal)
     _add_llama(file, head_dim=8, n_kv_heads=2, rope_base=1000000.0, biases=True)
     return file.save()

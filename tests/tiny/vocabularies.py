@@ -126,9 +126,9 @@ def jina_code(writer: gguf.GGUFWriter) -> list[str]:
     return _add_byte_level(writer, "jina-v2-code", ["<s>", "<pad>", "</s>"], bos=0, eos=2, sep=2)
 
 
-def qwen(writer: gguf.GGUFWriter) -> list[str]:
-    """Add Qwen's kind of byte-level BPE: nothing before a text, <|endoftext|> after it."""
-    return _add_byte_level(writer, "qwen2", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], bos=None, eos=0, sep=None)
+def qwen(writer: gguf.GGUFWriter, pre: str = "qwen2") -> list[str]:
+    """Add Qwen's kind of byte-level BPE: nothing before a text, <|endoftext|> after it; `pre` cuts it into words."""
+    return _add_byte_level(writer, pre, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], bos=None, eos=0, sep=None)
 
 
 def eurobert(writer: gguf.GGUFWriter) -> list[str]:
