@@ -24,16 +24,14 @@ from embellama.errors import (
     EmptyInput,
     InputError,
     InvalidOption,
-    InvalidText,
     ModelError,
-    TextTooLong,
     check_number,
 )
 from embellama.gguf.weights import Weights
 from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Spans, TokenOptions, Truncate
 from embellama.outputs import check_dimensions, check_dtype, cut, normalize, quantize
 from embellama.results import Chunks, Embeddings, Ranked, Ranking
-from embellama.text.pairs import PairFormat
+from embellama.text.pairs import PairFormat, naming_the_query
 from embellama.text.prompts import Prompts
 from embellama.text.tokenizer import Tokenized, Tokenizer, checked
 
@@ -184,7 +182,7 @@ class Jobs:
             top_n: Return so many results at most.
             truncate: As in `TokenOptions`; a reranker's documents are cut, never its query.
         """
-        with _naming_the_query():
+        with naming_the_query():
             checked([query])
         if top_n is not None:
             check_number("top_n", top_n, "it must be at least 1", 1)
@@ -204,7 +202,7 @@ class Jobs:
     ) -> Job[Ranking]:
         self._check_gives_vectors("text")
         queries = self.prompts.apply("query", [query])
-        with _naming_the_query():
+        with naming_the_query():
             [asked], _ = self.tokenizer.encode(queries, truncate)
         read = self.tokenizer.encode(self.prompts.apply("document", documents), truncate)
         read = Tokenized([*read.tokens, asked], read.n_cut)
@@ -267,15 +265,6 @@ class Jobs:
             raise InputError(f"model {name!r} is a reranker, which scores pairs of texts: call rerank")
         if what == "text" and self._weights.pooling == "none":
             raise InputError(f"model {name!r} has pooling none, so only tokens have vectors: call embed_tokens")
-
-
-@contextlib.contextmanager
-def _naming_the_query() -> Iterator[None]:
-    """Let an error about the only text that is tokenized name the query, not a document."""
-    try:
-        yield
-    except (EmptyInput, InvalidText, TextTooLong) as error:
-        raise InputError(str(error).replace("text 0", "the query", 1)) from None
 
 
 @contextlib.contextmanager

@@ -7,12 +7,13 @@ The format is the file's own template where it has one (`tokenizer.chat_template
 ``<s> q </s></s> d </s>``.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from embellama.batch import Tokens
-from embellama.errors import EmptyInput, InputError, ModelLoadError, TextTooLong
+from embellama.errors import EmptyInput, InputError, InvalidText, ModelLoadError, TextTooLong
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
 from embellama.options import Truncate
@@ -51,7 +52,7 @@ class PairFormat:
 
         Raises:
             InputError: `truncate` is wrong, or the query leaves no room for a document.
-            InvalidText: A document is not a `str`, or holds half of a surrogate pair.
+            InvalidText: A document is not a `str`, holds half of a surrogate pair, or cannot be tokenized.
             EmptyInput: A document is empty.
             TextTooLong: A pair has too many tokens and `truncate` is ``none``; `index` is the document's.
         """
@@ -80,15 +81,28 @@ class PairFormat:
         """Yield, for each document, its ids between those that come before and after it."""
         tokenizer = self._tokenizer
         if self._template is None:
-            [ids] = tokenizer.bare([query])
+            with naming_the_query():
+                [ids] = tokenizer.bare([query])
             before = np.concatenate((tokenizer.first, ids, self._between))
             for ids in tokenizer.bare(documents):
                 yield before, ids, tokenizer.last
             return
         head, tail = (part.replace("{query}", query) for part in self._template.split("{document}"))
-        for document in documents:
+        for index, document in enumerate(documents):
             # As one text: a space before the document belongs to its first token.
             text = f"{head}{document}{tail}"
-            [ids] = tokenizer.bare([text])
-            [(start, end)] = tokenizer.within(text, [(len(head), len(head) + len(document))])
+            try:
+                [ids] = tokenizer.bare([text])
+                [(start, end)] = tokenizer.within(text, [(len(head), len(head) + len(document))])
+            except InvalidText as error:
+                raise InvalidText(index, error.reason) from None
             yield ids[:start], ids[start:end], ids[end:]
+
+
+@contextlib.contextmanager
+def naming_the_query() -> Iterator[None]:
+    """Let an error about the only text that is tokenized name the query, not a document."""
+    try:
+        yield
+    except (EmptyInput, InvalidText, TextTooLong) as error:
+        raise InputError(str(error).replace("text 0", "the query", 1)) from None

@@ -19,6 +19,7 @@ from embellama.text.llama_tokenize import llama_tokenize
 from embellama.text.tokenizer import Tokenizer
 from tests.conftest import ROOT, TinyModel, run
 from tests.text.pre_tokenizers import PRE_TOKENIZERS, tokenizer_of
+from tests.tiny import write_qwen3_reranker
 
 
 @pytest.mark.timeout(300)
@@ -121,3 +122,21 @@ def test_words_that_are_read_here_fit_a_small_stack(tmp_path: Path) -> None:
         threading.stack_size(before)
     assert found
     assert not re.search(rf"\S{{{MAX_WORD_CHARACTERS},}}", text)
+
+
+def test_a_document_that_cannot_be_tokenized_is_named(tmp_path: Path) -> None:
+    path = str(write_qwen3_reranker(tmp_path / "reranker.gguf", template="{query} and {document}", pre="superbpe"))
+    with (
+        EmbeddingEngine(EngineConfig(model_path=path, model_name="tiny", num_workers=1)) as engine,
+        pytest.raises(InvalidText, match="text 1 cannot be tokenized"),
+    ):
+        engine.rerank("tiny", "red", ["red", "1" * 36_000], truncate="end")
+
+
+def test_a_query_that_cannot_be_tokenized_is_named(tmp_path: Path) -> None:
+    path = tokenizer_of("superbpe", tmp_path)._weights.path
+    with (
+        EmbeddingEngine(EngineConfig(model_path=path, model_name="tiny", num_workers=1)) as engine,
+        pytest.raises(InputError, match="the query cannot be tokenized"),
+    ):
+        engine.rerank("tiny", "1" * 36_000, ["red"], truncate="end")

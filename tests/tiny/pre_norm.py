@@ -134,12 +134,13 @@ def write_qwen3(path: Path) -> Path:
     return file.save()
 
 
-def write_qwen3_reranker(path: Path, *, template: str | None = None) -> Path:
+def write_qwen3_reranker(path: Path, *, template: str | None = None, pre: str = "qwen2") -> Path:
     """Write a Qwen3-Reranker: how likely the next token is "yes", and how likely "no".
 
-    `template` says how query and document become one text, as llama.cpp's converter writes it.
+    `template` says how query and document become one text, as llama.cpp's converter writes it; `pre` cuts texts into
+    words.
     """
-    file = _start(path, "qwen3", vocabularies.qwen, gguf.PoolingType.RANK)
+    file = _start(path, "qwen3", functools.partial(vocabularies.qwen, pre=pre), gguf.PoolingType.RANK)
     if template is not None:
         file.writer.add_chat_template([{"name": "rerank", "template": template}])
     _add_llama(file, head_dim=16, n_kv_heads=2, rope_base=1000000.0, head_norms=True)
