@@ -80,7 +80,7 @@ def test_a_back_end_goes_around_the_pool_of_threads(pool: Pool, jobs: Jobs, tiny
     backend: Counting[concurrent.futures.Future[Rows]] = Counting(pool)
     backend.check_room()
     job = jobs.encode(["red", "green blue"])
-    rows = backend.submit(job.tokens, per_token=job.per_token).result()
+    rows = backend.submit(job.tokens, kind=job.kind).result()
     np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
     assert backend.n_texts == 2
     assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
@@ -92,7 +92,7 @@ async def test_a_back_end_goes_around_the_pool_of_processes(config: ServerConfig
         backend: Counting[asyncio.Future[Rows]] = Counting(dispatcher)
         backend.check_room()
         job = jobs.encode(["red", "green blue"])
-        rows = await backend.submit(job.tokens, per_token=job.per_token)
+        rows = await backend.submit(job.tokens, kind=job.kind)
         np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
         assert backend.n_texts == 2
         assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
