@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from embellama.batch import Batch
+from embellama.batch import Batch, RowKind
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed
 from embellama.gguf.weights import Weights
@@ -20,7 +20,7 @@ def main(path: str) -> None:
     config = EngineConfig(model_path=path, pooling="none", n_ctx=32).checked()
     # A token without a usable vector is no failure: the products are made all the same.
     with EmbeddingModel(config, Weights(config, repack=True)) as model, contextlib.suppress(EmbeddingFailed):
-        model.encode(Batch.join([np.arange(16, dtype=np.int32)], [True]))
+        model.encode(Batch.join([np.arange(16, dtype=np.int32)], [RowKind.TOKEN]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from embellama.batch import Tokens
+from embellama.batch import RowKind, Tokens
 
 #: Called with the number of texts that have their rows, and of all texts of a request.
 Progress = Callable[[int, int], None]
@@ -90,7 +90,7 @@ class Backend(Protocol[RowsFuture]):
         self,
         tokens: Sequence[Tokens],
         *,
-        per_token: bool = False,
+        kind: RowKind = RowKind.TEXT,
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
@@ -99,7 +99,7 @@ class Backend(Protocol[RowsFuture]):
 
         Args:
             tokens: Token ids of each text, ``(n_tokens,) int32``, special tokens included.
-            per_token: Whether a row is wanted for each of a text's tokens instead of one for the text.
+            kind: The kind of row that every text is computed for.
             deadline: When the future fails with `DeadlineExceeded`, on the clock of `time.monotonic`.
             times: Filled in as the request is computed.
             progress: Called when more texts have their rows: quickly, one call at a time, on the back end's thread.

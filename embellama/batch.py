@@ -1,8 +1,9 @@
 """Join texts, as arrays of token ids, into batches for one llama.cpp call.
 
-token ids of each text ── Batch.join ──► tokens, lengths ──► EmbeddingModel.encode, or a pipe to a worker
+token ids of each text ── Batch.join ──► tokens, lengths, kinds ──► EmbeddingModel.encode, or a pipe to a worker
 """
 
+import enum
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,32 +14,45 @@ Tokens = NDArray[np.int32]
 Rows = NDArray[np.float32]
 
 
+class RowKind(enum.IntEnum):
+    """The kind of row that a text is computed for.
+
+    TEXT: One row, pooled and scaled as the model's `normalization` says.
+    POOLED: One row, pooled but not scaled.
+    TOKEN: A row for each of the text's tokens, as the model gives them.
+    """
+
+    TEXT = 0
+    POOLED = 1
+    TOKEN = 2
+
+
 class Batch(NamedTuple):
     """Texts to compute together.
 
     tokens: Token ids of all texts one after another, ``(n_tokens,) int32``.
     lengths: Tokens in each text, ``(n_texts,) int32``, each at least 1; they sum to ``n_tokens``.
-    per_token: Whether a row is wanted for each of a text's tokens rather than one for the text, ``(n_texts,) bool``;
-        None wants one for each text.
+    kinds: The `RowKind` of each text, ``(n_texts,) uint8``; None if all are `RowKind.TEXT`, as nearly always.
     """
 
     tokens: Tokens
     lengths: NDArray[np.int32]
-    per_token: NDArray[np.bool_] | None = None
+    kinds: NDArray[np.uint8] | None = None
 
     @classmethod
-    def join(cls, texts: Sequence[Tokens], per_token: Sequence[bool] | None = None) -> "Batch":
+    def join(cls, texts: Sequence[Tokens], kinds: Sequence[RowKind] | None = None) -> "Batch":
         """Put texts, each ``(n,) int32``, one after another."""
         lengths = np.fromiter(map(len, texts), np.int32, len(texts))
-        wanted = np.array(per_token, np.bool_) if per_token and any(per_token) else None
+        # RowKind.TEXT is the one that is false.
+        wanted = np.array(kinds, np.uint8) if kinds and any(kinds) else None
         return cls(np.concatenate(texts), lengths, wanted)
 
     @property
     def n_rows(self) -> NDArray[np.int32]:
         """Rows wanted for each text, ``(n_texts,)``."""
-        if self.per_token is None:
+        if self.kinds is None:
             return np.ones_like(self.lengths)
-        return np.where(self.per_token, self.lengths, 1)
+        return np.where(self.kinds == RowKind.TOKEN, self.lengths, 1)
 
 
 def plan_batches(n_tokens: Sequence[int], max_tokens: int, max_texts: int) -> Iterator[list[int]]:

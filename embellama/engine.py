@@ -231,7 +231,7 @@ class EmbeddingEngine:
         """Embed every token of a text, special ones included, for late interaction (`embellama.similarity.max_sim`).
 
         Returns:
-            ``(n_tokens, dim) float32``, each row scaled as `normalization` says.
+            ``(n_tokens, dim) float32``, each row scaled as `normalization` says unless `normalize` does.
         """
         return self._runner.run(model, lambda jobs: jobs.tokens([text], TokenOptions(**options)))[0]
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from embellama.batch import Rows, Tokens
+from embellama.batch import RowKind, Rows, Tokens
 from embellama.config import EngineConfig
 from embellama.errors import (
     EmbeddingFailed,
@@ -29,7 +29,7 @@ from embellama.errors import (
 )
 from embellama.gguf.weights import Weights
 from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Spans, TokenOptions, Truncate
-from embellama.outputs import check_dimensions, check_dtype, cut, normalize, quantize
+from embellama.outputs import check_dimensions, check_dtype, cut, normalization_of_call, normalize, quantize
 from embellama.results import Chunks, Embeddings, Ranked, Ranking
 from embellama.text.pairs import PairFormat, naming_the_query
 from embellama.text.prompts import Prompts
@@ -42,14 +42,14 @@ class Job(NamedTuple, Generic[Result]):
     """Texts for a model to compute, and how to make the result of their rows.
 
     tokens: Token ids of each text, ``(n,) int32``.
-    finish: Makes the result of the rows: ``(n_texts, dim) float32``, or one row for each token with `per_token`.
-    per_token: Whether every token's vector is wanted rather than one for each text.
+    finish: Makes the result of the rows: ``(n_texts, dim) float32``, or one row for each token.
+    kind: The kind of row that each text is computed for.
     owners: For each of `tokens`, the index of the caller's text that it is of, or None for a query; by default its own.
     """
 
     tokens: Sequence[Tokens]
     finish: Callable[[Rows], Result]
-    per_token: bool = False
+    kind: RowKind = RowKind.TEXT
     owners: Sequence[int | None] | None = None
 
     def part(self, start: int, stop: int) -> "Job[Result]":
@@ -101,26 +101,27 @@ class Jobs:
     def encode(self, texts: Iterable[str], options: EmbedOptions = EmbedOptions()) -> Job[Embeddings]:
         """Make a job of texts, with one vector for each."""
         self._check_gives_vectors("text")
-        write = self._writer(options)
+        writer = _VectorWriter(options, self.config, self._weights.dim)
         texts = self._prompted(texts, options)
         if options.window_overlap is not None:
-            return self._windows(texts, options.truncate, options.window_overlap, write)
+            return self._windows(texts, options.truncate, options.window_overlap, writer)
         tokens, n_cut = self.tokenizer.encode(texts, options.truncate)
         n_tokens = np.array([len(ids) for ids in tokens], np.int32)
-        return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, n_cut))
+        return Job(tokens, lambda rows: Embeddings(writer.texts(rows), n_tokens, n_cut), writer.kind)
 
     def encode_ids(self, ids: Sequence[Sequence[int]], options: OutputOptions = OutputOptions()) -> Job[Embeddings]:
         """Make a job of lists of token ids, with one vector for each; no special token is added to them."""
         self._check_gives_vectors("text")
-        write = self._writer(options)
+        writer = _VectorWriter(options, self.config, self._weights.dim)
         tokens = self.tokenizer.check(ids)
         n_tokens = np.array([len(text) for text in tokens], np.int32)
-        return Job(tokens, lambda rows: Embeddings(write(rows), n_tokens, np.zeros(len(tokens), np.int32)))
+        n_cut = np.zeros(len(tokens), np.int32)
+        return Job(tokens, lambda rows: Embeddings(writer.texts(rows), n_tokens, n_cut), writer.kind)
 
     def tokens(self, texts: Iterable[str], options: TokenOptions = TokenOptions()) -> Job[list[NDArray[Any]]]:
         """Make a job of texts, with a vector for each of their tokens, special ones included."""
         self._check_gives_vectors("token")
-        write = self._writer(options)
+        writer = _VectorWriter(options, self.config, self._weights.dim)
         tokens, _ = self.tokenizer.encode(self._prompted(texts, options), options.truncate)
         ends = list(itertools.accumulate(map(len, tokens)))
 
@@ -128,10 +129,10 @@ class Jobs:
             vectors = []
             for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
                 with _naming_part(index, "token"):
-                    vectors.append(write(normalize(rows[start:end], self.config.normalization)))
+                    vectors.append(writer.unscaled(rows[start:end]))
             return vectors
 
-        return Job(tokens, finish, per_token=True)
+        return Job(tokens, finish, RowKind.TOKEN)
 
     def chunks(self, text: str, options: ChunkOptions) -> Job[Chunks]:
         """Make a job of one text, read as a whole, with a vector for each part ("late chunking": Günther et al., 2024).
@@ -139,7 +140,7 @@ class Jobs:
         A chunk's vector is the mean of its tokens' vectors, whatever the model's pooling.
         """
         self._check_gives_vectors("chunk")
-        write = self._writer(options)
+        writer = _VectorWriter(options, self.config, self._weights.dim)
         chunk_size, token_spans, character_spans = options.chunk_size, options.token_spans, options.character_spans
         given = [chunk_size is not None, token_spans is not None, character_spans is not None]
         if sum(given) != 1:
@@ -167,9 +168,9 @@ class Jobs:
         def finish(rows: Rows) -> Chunks:
             means = np.array([rows[start:end].mean(axis=0, dtype=np.float64) for start, end in outer], np.float32)
             with _naming_part(0, "chunk"):
-                return Chunks(write(normalize(means, self.config.normalization)), spans)
+                return Chunks(writer.unscaled(means), spans)
 
-        return Job([tokens], finish, per_token=True)
+        return Job([tokens], finish, RowKind.TOKEN)
 
     def rerank(
         self, query: str, documents: Iterable[str], *, top_n: int | None = None, truncate: Truncate = "none"
@@ -213,9 +214,7 @@ class Jobs:
 
         return Job(read.tokens, finish, owners=[*range(len(documents)), None])
 
-    def _windows(
-        self, texts: list[str], truncate: Truncate, overlap: int, write: Callable[[Rows], NDArray[Any]]
-    ) -> Job[Embeddings]:
+    def _windows(self, texts: list[str], truncate: Truncate, overlap: int, writer: "_VectorWriter") -> Job[Embeddings]:
         tokenizer = self.tokenizer
         room = tokenizer.limit - tokenizer.n_special
         if truncate != "none":
@@ -235,12 +234,11 @@ class Jobs:
 
         def finish(rows: Rows) -> Embeddings:
             sums = np.zeros((len(texts), rows.shape[1]))
-            np.add.at(sums, owners, rows * weights[:, None])
+            np.add.at(sums, owners, writer.scaled(rows) * weights[:, None])
             means = (sums / np.bincount(owners, weights, len(texts))[:, None]).astype(np.float32)
-            vectors = normalize(means, self.config.normalization)
-            return Embeddings(write(vectors), n_tokens, np.zeros(len(texts), np.int32))
+            return Embeddings(writer.unscaled(means), n_tokens, np.zeros(len(texts), np.int32))
 
-        return Job(windows, finish, owners=owners)
+        return Job(windows, finish, writer.kind, owners)
 
     def _prompted(self, texts: Iterable[str], options: TokenOptions) -> list[str]:
         if isinstance(texts, str):
@@ -251,20 +249,48 @@ class Jobs:
             return list(texts)
         return self.prompts.apply(options.prompt, texts, options.fields)
 
-    def _writer(self, options: OutputOptions) -> Callable[[Rows], NDArray[Any]]:
-        config, dimensions, dtype = self.config, options.dimensions, options.dtype
-        check_dimensions(dimensions, self._weights.dim)
-        check_dtype(dtype, config.normalization, config.int8_limit)
-        if dtype == "float32" and dimensions in (None, self._weights.dim):
-            return lambda rows: rows
-        return lambda rows: quantize(cut(rows, dimensions, config.normalization), dtype, config.int8_limit)
-
     def _check_gives_vectors(self, what: str) -> None:
         name = self.config.model_name
         if self.reranker:
             raise InputError(f"model {name!r} is a reranker, which scores pairs of texts: call rerank")
         if what == "text" and self._weights.pooling == "none":
             raise InputError(f"model {name!r} has pooling none, so only tokens have vectors: call embed_tokens")
+
+
+class _VectorWriter:
+    """Scales, cuts and quantizes vectors as the options of one call say.
+
+    Attributes:
+        kind: The kind of row to compute for texts of which each gets one vector.
+    """
+
+    def __init__(self, options: OutputOptions, config: EngineConfig, dim: int):
+        """Prepare for rows of `dim` numbers; raises `InputError` for options that cannot be."""
+        self._dimensions, self._dtype, self._limit = options.dimensions, options.dtype, config.int8_limit
+        self._mode = normalization_of_call(options.normalize, config.normalization)
+        check_dimensions(options.dimensions, dim)
+        check_dtype(options.dtype, self._mode, config.int8_limit)
+        scales, model_scales = self._mode != "none", config.normalization != "none"
+        self.kind = RowKind.POOLED if model_scales and not scales else RowKind.TEXT
+        self._rows_need_scaling = scales and not model_scales
+        self._is_whole = options.dtype == "float32" and options.dimensions in (None, dim)
+
+    def scaled(self, rows: Rows) -> Rows:
+        """Scale rows of `kind`, where the model has not."""
+        return normalize(rows, self._mode) if self._rows_need_scaling else rows
+
+    def texts(self, rows: Rows) -> NDArray[Any]:
+        """Write rows of `kind`."""
+        return self._written(self.scaled(rows))
+
+    def unscaled(self, rows: Rows) -> NDArray[Any]:
+        """Write rows that nobody has scaled yet; raises `EmbeddingFailed` for one that is no vector."""
+        return self._written(normalize(rows, self._mode))
+
+    def _written(self, rows: Rows) -> NDArray[Any]:
+        if self._is_whole:
+            return rows
+        return quantize(cut(rows, self._dimensions, self._mode), self._dtype, self._limit)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from embellama.backend import Progress, Times
-from embellama.batch import Batch, Rows, Tokens
+from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Unavailable
 from embellama.scheduler import Assignment, BatchResult, Failure, Scheduler
 
@@ -52,7 +52,7 @@ class OpenRequest(Generic[RowsFuture]):
     Attributes:
         id: The scheduler's number for it; 0 if it has no texts.
         tokens: Its texts.
-        per_token: Whether each token has a row.
+        kind: The kind of its rows.
         future: Given to the caller; it gets the outcome.
         times: The caller's, to be filled in.
         time_limit_s: Seconds from its opening to its deadline.
@@ -61,7 +61,7 @@ class OpenRequest(Generic[RowsFuture]):
     def __init__(
         self,
         tokens: Sequence[Tokens],
-        per_token: bool,
+        kind: RowKind,
         dim: int,
         future: RowsFuture,
         deadline: float,
@@ -70,13 +70,13 @@ class OpenRequest(Generic[RowsFuture]):
     ):
         self.id = 0
         self.tokens = tokens
-        self.per_token = per_token
+        self.kind = kind
         self.future = future
         self.times = times or Times()
         self.time_limit_s = deadline - time.monotonic()
         # The first row of each text, and the end of the last.
         self._starts: Sequence[int] = range(len(tokens) + 1)
-        if per_token:
+        if kind == RowKind.TOKEN:
             self._starts = [0, *itertools.accumulate(map(len, tokens))]
         self._rows = np.empty((self._starts[-1], dim), np.float32)
         self._n_done = 0  # texts
@@ -146,7 +146,7 @@ class Ledger(Generic[RowsFuture]):
         self,
         tokens: Sequence[Tokens],
         *,
-        per_token: bool = False,
+        kind: RowKind = RowKind.TEXT,
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
@@ -156,7 +156,7 @@ class Ledger(Generic[RowsFuture]):
         Raises:
             Overloaded: The waiting room is full.
         """
-        request = OpenRequest(tokens, per_token, self._dim, self._new_future(), deadline, times, progress)
+        request = OpenRequest(tokens, kind, self._dim, self._new_future(), deadline, times, progress)
         if tokens:
             request.id = self._scheduler.submit([len(text) for text in tokens], deadline)
             self._requests[request.id] = request
@@ -166,18 +166,18 @@ class Ledger(Generic[RowsFuture]):
         """Return the text at fault in a failure, while its request is open."""
         return self._requests[failure.request].tokens[failure.position]
 
-    def texts(self, assignment: Assignment) -> tuple[list[Tokens], list[bool]]:
+    def texts(self, assignment: Assignment) -> tuple[list[Tokens], list[RowKind]]:
         """Return the texts of an assignment as `Batch.join` takes them, and note that their requests have started."""
         requests = [self._requests[text.request] for text in assignment.texts]
         now = time.monotonic()
         for request in requests:
             request.times.started = request.times.started or now
         tokens = [request.tokens[text.position] for request, text in zip(requests, assignment.texts, strict=True)]
-        return tokens, [request.per_token for request in requests]
+        return tokens, [request.kind for request in requests]
 
     def put(self, result: BatchResult, batch: Batch, rows: Rows) -> Iterable[OpenRequest[RowsFuture]]:
         """Copy the rows of a batch, ``(sum of batch.n_rows, dim)``, into their requests; return those to be settled."""
-        ends = range(1, len(batch.lengths) + 1) if batch.per_token is None else np.cumsum(batch.n_rows).tolist()
+        ends = range(1, len(batch.lengths) + 1) if batch.kinds is None else np.cumsum(batch.n_rows).tolist()
         touched = {}
         for i, text in result.rows:
             request = touched[text.request] = self._requests[text.request]

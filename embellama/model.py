@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from embellama.batch import Batch, Rows, plan_batches
+from embellama.batch import Batch, RowKind, Rows, plan_batches
 from embellama.config import DEFAULT_BATCH_TOKENS, EngineConfig
 from embellama.errors import (
     EmbeddingFailed,
@@ -120,9 +121,8 @@ class EmbeddingModel:
             n_threads: Threads to compute with; by default those of a batch that has the machine to itself.
 
         Returns:
-            ``(sum of batch.n_rows, dim) float32``: each text's rows, one text after another. The one row of a text is
-            pooled and scaled as `normalization` says; rows of tokens are as the model gives them. A reranker's are
-            its head's scores.
+            ``(sum of batch.n_rows, dim) float32``: each text's rows, one text after another, of the `RowKind` that it
+            has in the batch. A reranker's are its head's scores.
 
         Raises:
             EmptyInput: A text has no tokens.
@@ -154,8 +154,8 @@ class EmbeddingModel:
         vectors = self._context.run(batch, n_threads)
         if self.pooling == "rank":
             return _finite(vectors)
-        if batch.per_token is None:
-            return normalize(pool(vectors, batch.lengths, self.pooling), self.config.normalization)
+        if batch.kinds is None:
+            return self._rows(RowKind.TEXT, vectors, batch.lengths)
         return self._mixed(batch, vectors)
 
     def close(self) -> None:
@@ -198,24 +198,29 @@ class EmbeddingModel:
             raise ModelError(f"lengths sum to {batch.lengths.sum()}, but there are {n_tokens} tokens")
         if n_texts > self.config.max_batch_size:
             raise ModelError(f"a batch of {n_texts} texts is larger than max_batch_size, {self.config.max_batch_size}")
-        if self.pooling == "none" and (batch.per_token is None or not batch.per_token.all()):
+        if self.pooling == "none" and (batch.kinds is None or (batch.kinds != RowKind.TOKEN).any()):
             raise InputError("pooling is none, so a text has no vector, only its tokens have")
-        if self.pooling == "rank" and batch.per_token is not None:
-            raise InputError("a reranker gives scores, no vectors of tokens")
+        if self.pooling == "rank" and batch.kinds is not None:
+            raise InputError("a reranker gives scores, no vectors")
 
-    def _mixed(self, batch: Batch, vectors: Rows) -> Rows:
-        """Put pooled rows and rows of tokens one after another."""
-        assert batch.per_token is not None
-        parts = np.split(vectors, np.cumsum(batch.lengths)[:-1])
+    def _rows(self, kind: RowKind, tokens: Rows, lengths: NDArray[np.int32]) -> Rows:
+        """Make the rows of texts that are all of one kind, and check them, from the vectors of their tokens."""
+        if kind == RowKind.TOKEN:
+            return normalize(tokens, "none")
+        rows = pool(tokens, lengths, self.pooling)
+        return normalize(rows, self.config.normalization if kind == RowKind.TEXT else "none")
+
+    def _mixed(self, batch: Batch, tokens: Rows) -> Rows:
+        """Make the rows of texts whose kinds may differ, one text after another."""
+        kinds, lengths = batch.kinds, batch.lengths
+        assert kinds is not None
+        if (kinds == RowKind.POOLED).all():
+            return self._rows(RowKind.POOLED, tokens, lengths)
+        parts = np.split(tokens, np.cumsum(lengths)[:-1])
         rows = []
-        for index, (part, per_token) in enumerate(zip(parts, batch.per_token, strict=True)):
+        for index, (kind, part) in enumerate(zip(kinds.tolist(), parts, strict=True)):
             try:
-                if per_token:
-                    normalize(part, "none")  # checks each row
-                    rows.append(part)
-                else:
-                    pooled = pool(part, np.array([len(part)], np.int32), self.pooling)
-                    rows.append(normalize(pooled, self.config.normalization))
+                rows.append(self._rows(RowKind(kind), part, lengths[index : index + 1]))
             except EmbeddingFailed as error:
                 raise EmbeddingFailed(index, error.reason) from None
         return np.concatenate(rows)

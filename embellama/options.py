@@ -25,13 +25,16 @@ Spans = Sequence[tuple[int, int]]
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options for vectors: how many numbers they have, and of which type.
+    """Options for vectors: how they are scaled, how many numbers they have, and of which type.
 
     Attributes:
-        dimensions: Keep this many numbers of each vector, scaled again (for models trained for it: Matryoshka).
+        normalize: Whether vectors are scaled: True as the model's `normalization` says, or to unit length where that is
+            ``none``; False not at all, as if it were ``none``; None as it says.
+        dimensions: Keep this many numbers of each vector, scaled again if it was (Matryoshka: for models trained so).
         dtype: ``float32``, ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary`` (docs/outputs.md).
     """
 
+    normalize: Annotated[bool | None, Meta(description="Scale each vector; by default as --normalization says.")] = None
     dimensions: Annotated[int | None, Meta(description="Keep this many numbers of each vector.")] = None
     dtype: Annotated[Dtype, Meta(description="Type of a vector's numbers.")] = "float32"
 
@@ -86,6 +89,7 @@ class ChunkOptions(OutputOptions, frozen=True, kw_only=True):
 class OutputKeywords(TypedDict, total=False):
     """Keywords for the fields of `OutputOptions`."""
 
+    normalize: bool | None
     dimensions: int | None
     dtype: Dtype
 

@@ -30,6 +30,25 @@ def check_normalization(mode: str) -> None:
         raise ConfigError(f"normalization is {mode!r}; it must be l2, none, max-abs, or another p-norm from l1 to l999")
 
 
+def normalization_of_call(normalize: bool | None, setting: str) -> str:
+    """Return the mode of one call, as `normalize` takes it.
+
+    Args:
+        normalize: What the call asks for (`OutputOptions.normalize`).
+        setting: The model's `normalization`.
+
+    Raises:
+        InvalidOption: `normalize` is none of True, False and None.
+    """
+    if normalize is None:
+        return setting
+    if not isinstance(normalize, bool | np.bool_):
+        raise InvalidOption("normalize", f"is {normalize!r}; it must be True, False or None")
+    if not normalize:
+        return "none"
+    return "l2" if setting == "none" else setting
+
+
 def normalize(rows: Rows, mode: str = "l2") -> Rows:
     """Scale each row.
 

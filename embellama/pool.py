@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from embellama.backend import PoolState, Progress, Times
-from embellama.batch import Batch, Rows, Tokens
+from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
 from embellama.gguf.weights import Weights
@@ -102,7 +102,7 @@ class Pool:
         self,
         tokens: Sequence[Tokens],
         *,
-        per_token: bool = False,
+        kind: RowKind = RowKind.TEXT,
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
@@ -116,7 +116,7 @@ class Pool:
         self.check_room()
         with self._changed:
             self.check_room()
-            request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
+            request = self._ledger.open(tokens, kind=kind, deadline=deadline, times=times, progress=progress)
             late = self._assign_batches()
         self._settle([request, *late])
         request.future.add_done_callback(lambda future: self._cancel(request.id) if future.cancelled() else None)
@@ -177,7 +177,7 @@ class Pool:
             started.set_result(None)
             while task := self._inboxes[worker].get():
                 try:
-                    batch = Batch.join(task.tokens, task.per_token)
+                    batch = Batch.join(task.tokens, task.kinds)
                     rows = model.encode(batch, task.assignment.n_threads)
                 except Exception as error:  # whatever it is, it must reach the caller
                     self._on_error(task.assignment, error)
@@ -210,4 +210,4 @@ class _Task(NamedTuple):
 
     assignment: Assignment
     tokens: list[Tokens]
-    per_token: list[bool]
+    kinds: list[RowKind]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 class Embeddings(NamedTuple):
     """Vectors of texts, and how the texts were read.
 
-    vectors: ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says; fewer
-        numbers with `dimensions`, and of another type with `dtype` (`embellama.outputs.quantize`).
+    vectors: ``(n_texts, dim) float32``, one row per text in the order given, scaled as `normalization` says unless
+        `normalize` does; fewer numbers with `dimensions`, and of another type with `dtype`
+        (`embellama.outputs.quantize`).
     n_tokens: Tokens computed for each text, special ones included, ``(n_texts,) int32``.
     n_cut: Tokens of each text that were left out, ``(n_texts,) int32``.
     """

@@ -119,7 +119,7 @@ class JobRunner:
             job = make_job(loaded.jobs)
             # Unloaded meanwhile: to make room, to be loaded again, or for good, which the next round finds out.
             with contextlib.suppress(Unloading):
-                return job, loaded.backend.submit(job.tokens, per_token=job.per_token, progress=progress)
+                return job, loaded.backend.submit(job.tokens, kind=job.kind, progress=progress)
 
 
 def read_once(texts: Iterable[str]) -> Callable[[], Iterable[str]]:

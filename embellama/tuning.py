@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from embellama.batch import Batch
+from embellama.batch import Batch, RowKind
 from embellama.config import DEFAULT_BATCH_TOKENS, Config, EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError
 from embellama.gguf.loading import load_weights
@@ -119,11 +119,11 @@ def sweep(weights: Weights, config: EngineConfig) -> list[Round]:
     length, _ = _lengths(config, weights)
     random = np.random.default_rng(0)
     ids = random.integers(c_api.llama_vocab_n_tokens(weights.vocab), size=max(sizes), dtype=np.int32)
-    per_token = weights.pooling == "none"
+    kind = RowKind.TOKEN if weights.pooling == "none" else RowKind.TEXT
 
     def batch(n_texts: int) -> Batch:
         texts = np.split(ids[: n_texts * length], n_texts)
-        return Batch.join(texts, [per_token] * n_texts)
+        return Batch.join(texts, [kind] * n_texts)
 
     def seconds(batch: Batch) -> float:
         started = time.perf_counter()

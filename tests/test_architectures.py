@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
-from embellama.batch import Batch, Rows
+from embellama.batch import Batch, RowKind, Rows
 from embellama.gguf.weights import Weights
 from embellama.text.llama_tokenize import llama_tokenize
 from tests.conftest import ROOT, TinyModel
@@ -44,7 +44,7 @@ def token_vectors(path: Path, batch: list[Text], **settings: Any) -> list[Rows]:
 
 
 def split(loaded: EmbeddingModel, batch: list[Text]) -> list[Rows]:
-    rows = loaded.encode(Batch.join(batch, [True] * len(batch)))
+    rows = loaded.encode(Batch.join(batch, [RowKind.TOKEN] * len(batch)))
     return np.split(rows, np.cumsum([len(text) for text in batch])[:-1])
 
 

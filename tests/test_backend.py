@@ -13,12 +13,13 @@ from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama import EmbeddingEngine, EngineConfig
 from embellama.backend import Backend, PoolState, RowsFuture
-from embellama.batch import Rows, Tokens
+from embellama.batch import RowKind, Rows, Tokens
 from embellama.config import EngineConfig as Config
 from embellama.errors import DeadlineExceeded, EmbeddingFailed
 from embellama.gguf.weights import Weights
 from embellama.jobs import Jobs
 from embellama.options import EmbedOptions
+from embellama.outputs import normalize
 from embellama.pool import Pool
 from tests.conftest import wait_until
 
@@ -80,7 +81,7 @@ def test_a_back_end_goes_around_the_pool_of_threads(pool: Pool, jobs: Jobs, tiny
     backend: Counting[concurrent.futures.Future[Rows]] = Counting(pool)
     backend.check_room()
     job = jobs.encode(["red", "green blue"])
-    rows = backend.submit(job.tokens, per_token=job.per_token).result()
+    rows = backend.submit(job.tokens, kind=job.kind).result()
     np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
     assert backend.n_texts == 2
     assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
@@ -92,7 +93,7 @@ async def test_a_back_end_goes_around_the_pool_of_processes(config: ServerConfig
         backend: Counting[asyncio.Future[Rows]] = Counting(dispatcher)
         backend.check_room()
         job = jobs.encode(["red", "green blue"])
-        rows = await backend.submit(job.tokens, per_token=job.per_token)
+        rows = await backend.submit(job.tokens, kind=job.kind)
         np.testing.assert_allclose(job.finish(rows).vectors, expected(tiny_path), atol=1e-5)
         assert backend.n_texts == 2
         assert (backend.state.status, backend.state.n_ready, backend.state.n_open) == ("ok", 2, 0)
@@ -139,3 +140,18 @@ async def test_both_pools_tell_progress(config: ServerConfig, jobs: Jobs, pool: 
     async with dispatching(config, jobs) as dispatcher:
         await dispatcher.submit(tokens, progress=lambda *of: seen.append(of))
     assert seen[-1] == (3, 3)
+
+
+@pytest.mark.server
+async def test_both_pools_compute_each_kind_of_row_beside_the_others(
+    config: ServerConfig, jobs: Jobs, pool: Pool
+) -> None:
+    tokens = jobs.encode(["red", "green blue", "one two three"] * 3).tokens
+    of_threads = [future.result() for future in [pool.submit(tokens, kind=kind) for kind in RowKind]]
+    async with dispatching(config, jobs) as dispatcher:
+        of_processes = await asyncio.gather(*[dispatcher.submit(tokens, kind=kind) for kind in RowKind])
+    for texts, pooled, of_tokens in (of_threads, of_processes):
+        np.testing.assert_allclose(normalize(pooled), texts, atol=2e-3)
+        means = [rows.mean(axis=0) for rows in np.split(of_tokens, np.cumsum([len(ids) for ids in tokens])[:-1])]
+        np.testing.assert_allclose(pooled, means, atol=5e-3 * np.abs(pooled).max())
+        assert np.abs(np.linalg.norm(pooled, axis=1) - 1).min() > 0.01

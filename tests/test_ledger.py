@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama.backend import Times
-from embellama.batch import Batch, Rows, Tokens
+from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
 from embellama.ledger import Ledger
 from embellama.scheduler import Assignment, Limits, Scheduler
@@ -51,12 +51,18 @@ def text(number: int, n_tokens: int = 3) -> Tokens:
     return np.full(n_tokens, number, np.int32)
 
 
+def expected_rows(ids: Tokens, kind: RowKind) -> list[list[int]]:
+    """Make a text's rows: they tell which text they are of, and its kind or, of a token's, its place."""
+    places = range(len(ids)) if kind == RowKind.TOKEN else [-1 - kind]
+    return [[int(ids[0]), place] for place in places]
+
+
 def rows_of(batch: Batch) -> Rows:
-    """Make rows that tell which text they are of, and for tokens, which token."""
-    rows = []
+    """Make the rows of each text, as its kind wants them."""
+    rows: list[list[int]] = []
     for i, ids in enumerate(np.split(batch.tokens, np.cumsum(batch.lengths)[:-1])):
-        per_token = batch.per_token is not None and batch.per_token[i]
-        rows += [[ids[0], place] for place in (range(len(ids)) if per_token else [-1])]
+        kind = RowKind.TEXT if batch.kinds is None else RowKind(batch.kinds[i])
+        rows += expected_rows(ids, kind)
     return np.array(rows, np.float32)
 
 
@@ -71,16 +77,21 @@ def test_a_request_is_answered_when_its_last_row_has_come() -> None:
     assert len(pool.ledger) == 0
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.booleans()), min_size=1, max_size=8))
-def test_every_request_gets_its_own_rows_in_the_order_of_its_texts(shapes: list[tuple[list[int], bool]]) -> None:
+some_lengths = st.lists(st.integers(1, 20), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(some_lengths, st.sampled_from(RowKind)), min_size=1, max_size=8))
+def test_every_request_gets_its_own_kind_of_rows_in_the_order_of_its_texts(
+    shapes: list[tuple[list[int], RowKind]],
+) -> None:
     pool = Pool()
     numbers = iter(range(10_000))
-    requests = [([text(next(numbers), n) for n in lengths], per_token) for lengths, per_token in shapes]
-    futures = [pool.ledger.open(texts, per_token=per_token).future for texts, per_token in requests]
+    requests = [([text(next(numbers), n) for n in lengths], kind) for lengths, kind in shapes]
+    futures = [pool.ledger.open(texts, kind=kind).future for texts, kind in requests]
     while pool.compute():
         pass
-    for (texts, per_token), future in zip(requests, futures, strict=True):
-        expected = [[ids[0], i] for ids in texts for i in (range(len(ids)) if per_token else [-1])]
+    for (texts, kind), future in zip(requests, futures, strict=True):
+        expected = [row for ids in texts for row in expected_rows(ids, kind)]
         assert future.result(timeout=0).tolist() == expected
 
 

@@ -70,7 +70,7 @@ class ServedModel(NamedTuple):
             EmbeddingFailed: A text killed workers not long ago.
         """
         try:
-            future = self.backend.submit(job.tokens, per_token=job.per_token, deadline=deadline, times=times)
+            future = self.backend.submit(job.tokens, kind=job.kind, deadline=deadline, times=times)
         except EmbeddingFailed as error:
             raise job.named(error) from None
         return SubmittedJob(job, future)

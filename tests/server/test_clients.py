@@ -213,6 +213,20 @@ def test_hugging_faces_options_are_taken(server: Server) -> None:
     assert rows.shape == (1, 64)
 
 
+def test_haystacks_components_get_the_vectors_they_ask_for(server: Server, reference: Reference) -> None:
+    from huggingface_hub import InferenceClient
+
+    # What HuggingFaceAPITextEmbedder and HuggingFaceAPIDocumentEmbedder call by default: one text, or several.
+    client, texts = InferenceClient(model=server.url), reference.texts[:N_TEXTS]
+    one = client.feature_extraction(text=texts[0], truncate=True, normalize=False)
+    rows = client.feature_extraction(text=texts, truncate=True, normalize=False)
+    assert one.shape == (1, 384)
+    assert np.linalg.norm(rows, axis=1).min() > 1.5
+    assert_right(one / np.linalg.norm(one), reference)
+    assert_right(rows / np.linalg.norm(rows, axis=1, keepdims=True), reference)
+    assert_right(client.feature_extraction(text=texts[0], truncate=True, normalize=True), reference)
+
+
 def test_voyage_reads_every_dtype(server: Server, reference: Reference) -> None:
     client = run_program("Voyage", server, reference.texts[:3])["client"]
     texts = reference.texts[:N_TEXTS]

@@ -1,5 +1,6 @@
 """The server as its clients meet it: a real process, a real socket, the real OpenAI client."""
 
+import json
 import re
 import socket
 import subprocess
@@ -241,6 +242,17 @@ def test_embed_command_prints_rows_as_json(tiny_path: str) -> None:
     assert given.returncode == piped.returncode == 0
     assert given.stdout == piped.stdout
     assert len(given.stdout.splitlines()) == 2
+
+
+def test_embed_command_scales_as_its_flag_says(tiny_path: str) -> None:
+    command = [str(BIN / "embellama"), "embed", "red", "--model-path", tiny_path]
+    calls = ("", "--no-normalize", "--normalize --normalization none", "--normalization none")
+    rows = [json.loads(run(*command, *flags.split()).stdout) for flags in calls]
+    lengths = [float(np.linalg.norm(row)) for row in rows]
+    assert lengths[0] == pytest.approx(1)
+    assert lengths[2] == pytest.approx(1)
+    assert abs(lengths[1] - 1) > 0.01
+    assert rows[1] == rows[3]
 
 
 def test_workers_share_the_weights_in_memory(server: Server, model_path: str) -> None:

@@ -52,6 +52,7 @@ class OpenAIEmbeddingsBody(msgspec.Struct):
     embedding_type: str | list[str] | None = None  # Jina's
     output_dimension: int | None = None  # Voyage's
     normalized: bool | None = None  # Jina's
+    normalize: bool | None = None  # vLLM's
     return_truncated: bool | None = None  # say how many tokens of each text were left out
 
 
@@ -97,7 +98,6 @@ class OpenAIEmbeddingsRequest(ParsedRequest, kw_only=True):
     Attributes:
         model: The name as the client wrote it, which the reply repeats.
         encoding: How vectors are written.
-        normalized: Whether vectors must be of unit length; None does not care.
         late_chunking: Whether the texts are parts of one.
         return_truncated: Whether the reply says how many tokens were left out.
         binary: Whether the reply is the rows' bytes rather than JSON.
@@ -105,7 +105,6 @@ class OpenAIEmbeddingsRequest(ParsedRequest, kw_only=True):
 
     model: str
     encoding: Encoding
-    normalized: bool | None
     late_chunking: bool | None
     return_truncated: bool | None
     binary: bool
@@ -140,6 +139,7 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
             dimensions=fields.dimensions if fields.dimensions is not None else fields.output_dimension,
             truncate=truncation(fields.truncation if fields.truncate is None else fields.truncate),
             prompt=fields.prompt_name or fields.input_type or fields.task,
+            normalize=fields.normalized if fields.normalized is not None else fields.normalize,
         )
         streams = NDJSON in accept
         if streams and fields.late_chunking:
@@ -150,14 +150,13 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
             options=options,
             streams=streams,
             encoding=encoding,
-            normalized=fields.normalized,
             late_chunking=fields.late_chunking,
             return_truncated=fields.return_truncated,
             binary=BINARY in accept,
         )
 
     def job(self, request: OpenAIEmbeddingsRequest, jobs: Jobs) -> Job[Any]:
-        check_encoding(jobs, request.encoding, request.normalized)
+        check_encoding(jobs, request.encoding, request.options.normalize)
         options = with_prompt_of(jobs, request.options)
         if request.late_chunking:
             return _late_chunks(jobs, request.inputs, options)
@@ -234,4 +233,6 @@ def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
-    return jobs.chunks(whole, ChunkOptions(character_spans=spans, dimensions=options.dimensions))
+    return jobs.chunks(
+        whole, ChunkOptions(character_spans=spans, normalize=options.normalize, dimensions=options.dimensions)
+    )

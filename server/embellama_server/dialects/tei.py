@@ -17,7 +17,7 @@ from embellama.similarity import cosine
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
 from embellama_server.dialects.rerank import RankingRequest, ranking_job
-from embellama_server.dialects.vectors import FLOATS, check_encoding, json_items
+from embellama_server.dialects.vectors import FLOATS, json_items
 from embellama_server.problems import Problem
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
@@ -101,17 +101,7 @@ def _truncate(fields: TEIEmbedBody | TEIEmbedAllBody | TEIRerankBody) -> Truncat
 _DIRECTIONS = "left or right"
 
 
-class TEIEmbedRequest(ParsedRequest, kw_only=True):
-    """What ``POST /embed`` asks for.
-
-    Attributes:
-        normalize: Whether vectors must be of unit length.
-    """
-
-    normalize: bool
-
-
-class TEIEmbed(Dialect[TEIEmbedRequest, Embeddings]):
+class TEIEmbed(Dialect[ParsedRequest, Embeddings]):
     """Vectors of texts."""
 
     paths = ("/embed", "/")  # Hugging Face's client posts to the address that it is given, as it is
@@ -119,24 +109,25 @@ class TEIEmbed(Dialect[TEIEmbedRequest, Embeddings]):
     error_body = TEIErrorBody
     answers = {JSON: list[list[float]]}
     about = "Vectors of texts, as text-embeddings-inference defines it."
-    example = {"inputs": ["A cat sleeps."]}
+    example = {"inputs": ["A cat sleeps."], "normalize": True}
     _body = BodyParser(TEIEmbedBody, truncation_direction=_DIRECTIONS)
 
-    def parse(self, body: bytes, _: str) -> TEIEmbedRequest:
+    def parse(self, body: bytes, _: str) -> ParsedRequest:
         fields = self._body(body)
-        return TEIEmbedRequest(
-            inputs=inputs_of(fields.inputs, "inputs"),
-            options=EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields), dimensions=fields.dimensions),
+        options = EmbedOptions(
+            prompt=fields.prompt_name,
+            truncate=_truncate(fields),
             normalize=fields.normalize,
+            dimensions=fields.dimensions,
         )
+        return ParsedRequest(inputs=inputs_of(fields.inputs, "inputs"), options=options)
 
-    def job(self, request: TEIEmbedRequest, jobs: Jobs) -> Job[Embeddings]:
-        check_encoding(jobs, FLOATS, request.normalize, "normalize")
+    def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
         if isinstance(request.inputs[0], str):
             return jobs.encode(request.inputs, with_prompt_of(jobs, request.options))
         return jobs.encode_ids(request.inputs, request.options)
 
-    def reply(self, _: TEIEmbedRequest, result: Embeddings, context: ReplyContext) -> Reply:
+    def reply(self, _: ParsedRequest, result: Embeddings, context: ReplyContext) -> Reply:
         return Reply(_bracketed(json_items(result.vectors, FLOATS, context)))
 
     def refuse(self, problem: Problem) -> TEIErrorBody:

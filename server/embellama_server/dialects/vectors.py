@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embellama.errors import InvalidOption
 from embellama.jobs import Jobs
-from embellama.outputs import Dtype, check_dtype, quantize
+from embellama.outputs import Dtype, check_dtype, normalization_of_call, quantize
 from embellama_server.reply import ReplyContext, dumps
 
 # 64 rows of 1024 floats take orjson about 2 ms.
@@ -70,15 +70,12 @@ class Encoding(NamedTuple):
 FLOATS = Encoding.of(None)
 
 
-def check_encoding(jobs: Jobs, encoding: Encoding, normalized: bool | None = None, param: str = "normalized") -> None:
-    """Refuse what the model's vectors cannot be written as; raises `InvalidOption`."""
+def check_encoding(jobs: Jobs, encoding: Encoding, normalize: bool | None = None) -> None:
+    """Refuse what vectors scaled as `normalize` says cannot be written as; raises `InvalidOption`."""
     config = jobs.config
+    mode = normalization_of_call(normalize, config.normalization)
     for dtype in encoding.dtypes.values():
-        check_dtype(dtype, config.normalization, config.int8_limit)
-    if normalized is not None and normalized != (config.normalization != "none"):
-        raise InvalidOption(
-            param, f"is {str(normalized).lower()}; this model is served with normalization {config.normalization}"
-        )
+        check_dtype(dtype, mode, config.int8_limit)
 
 
 def little_endian(rows: NDArray[Any]) -> NDArray[Any]:

@@ -50,12 +50,12 @@ class Task(NamedTuple):
     n_threads: int
     tokens: bytes  # (n_tokens,) int32
     lengths: bytes  # (n_texts,) int32
-    per_token: bytes | None  # (n_texts,) bool
+    kinds: bytes | None  # (n_texts,) uint8; None as in Batch
 
     @property
     def batch(self) -> Batch:
-        per_token = None if self.per_token is None else np.frombuffer(self.per_token, np.bool_)
-        return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32), per_token)
+        kinds = None if self.kinds is None else np.frombuffer(self.kinds, np.uint8)
+        return Batch(np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32), kinds)
 
 
 class WorkerReply(NamedTuple):
@@ -100,8 +100,8 @@ class Channel:
 
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Queue a batch for the worker. If it dies before it answers, the batch is lost, and `on_close` is called."""
-        per_token = None if batch.per_token is None else batch.per_token.tobytes()
-        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), per_token))
+        kinds = None if batch.kinds is None else batch.kinds.tobytes()
+        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), kinds))
 
     def stop(self) -> None:
         """Ask the worker to exit once it has computed the batches it holds."""

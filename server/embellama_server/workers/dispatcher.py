@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from embellama.backend import PoolState, PoolStatus, Progress, Times
-from embellama.batch import Batch, Rows, Tokens
+from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.errors import EmbeddingFailed, Overloaded, Unavailable
 from embellama.ledger import Ledger, OpenRequest
 from embellama.scheduler import Limits, Scheduler
@@ -141,7 +141,7 @@ class Dispatcher:
         self,
         tokens: Sequence[Tokens],
         *,
-        per_token: bool = False,
+        kind: RowKind = RowKind.TEXT,
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
@@ -157,7 +157,7 @@ class Dispatcher:
         self._refuse_blocked(tokens)
         self._refuse_late(sum(map(len, tokens)), deadline)
         try:
-            request = self._ledger.open(tokens, per_token=per_token, deadline=deadline, times=times, progress=progress)
+            request = self._ledger.open(tokens, kind=kind, deadline=deadline, times=times, progress=progress)
         except Overloaded as error:
             raise self.overloaded(error.reason) from None
         request.settle()  # if it has no texts
