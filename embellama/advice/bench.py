@@ -6,7 +6,8 @@
    rounds: each computes short texts in turn, one after another ◄──────────────────────────────┘
       └──► medians ──► the best format in a few settings, in turn ──► Report (report.py)
 
-A format that fails, or ends its process, is a row that says why.
+A format that fails, or ends its process, is a row that says why. `bench` does all of this; `compare` stops at the
+medians, and is in time for more rounds.
 """
 
 import contextlib
@@ -16,16 +17,17 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from embellama.advice.formats import FAITHFUL, fastest_faithful
 from embellama.advice.report import Report, Row, Setting
 from embellama.batch import Rows
-from embellama.config import EngineConfig, n_cores
+from embellama.config import DEFAULT_BATCH_TOKENS, EngineConfig, n_cores
 from embellama.errors import EmbellamaError, ModelError, ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.weights import pooling_of
@@ -45,10 +47,6 @@ FORMATS = {
     "bf16": (c_api.LLAMA_FTYPE_MOSTLY_BF16, 2.0),
     "q8_0": (c_api.LLAMA_FTYPE_MOSTLY_Q8_0, 34 / 32),
 }
-
-# Vectors with at least this cosine to the most precise ones count as faithful: those of 16-bit weights, not quite 8-bit
-# (all-MiniLM-L6-v2: F16 0.999997, BF16 0.99996, Q8_0 0.998).
-FAITHFUL = 0.9999
 
 # Medians of fewer would be chance; more rounds are shorter ones.
 N_ROUNDS = 5
@@ -109,8 +107,8 @@ Wind and waves have shaped these cliffs.
 class Candidate:
     """One file to measure, in a separate process: pools with different settings, each made when it is first used."""
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, max_batch_tokens: int = 0):
+        self._path, self._max_batch_tokens = path, max_batch_tokens
         self._models: dict[tuple[int, int], LoadedModel] = {}
 
     def vectors(self) -> tuple[Rows, int]:
@@ -145,7 +143,12 @@ class Candidate:
         return n_texts / spent, 1000 * statistics.median(alone)
 
     def _model(self, num_workers: int, n_threads: int) -> LoadedModel:
-        config = EngineConfig(model_path=self._path, num_workers=num_workers, n_threads=n_threads).checked()
+        config = EngineConfig(
+            model_path=self._path,
+            num_workers=num_workers,
+            n_threads=n_threads,
+            max_batch_tokens=self._max_batch_tokens,
+        ).checked()
         key = config.num_workers, config.n_threads
         if key not in self._models:
             self._models[key] = LoadedModel(config)
@@ -157,6 +160,8 @@ def _submit(model: LoadedModel, job: Job[Embeddings]) -> "Future[Rows]":
 
 
 Processes = dict[str, IsolatedProcess[Candidate]]  # by path
+
+OnStep = Callable[[], object]  # called whenever a file was loaded, or measured once more
 
 
 def bench(paths: Sequence[str], seconds: float) -> Report:
@@ -180,14 +185,12 @@ def bench(paths: Sequence[str], seconds: float) -> Report:
         processes: Processes = {}
         rows = list(_compared(rows, processes, stack))
         reference = _most_precise(rows)
-        if reference is None:
-            raise ModelLoadError(paths[0], "; ".join(f"{row.name}: {row.failed}" for row in rows))
         rows = _measured(rows, processes, end - SETTINGS_SHARE * seconds)
         usable = [row for row in rows if not row.failed]
-        if not usable:
+        if reference is None or not usable:
             raise ModelLoadError(paths[0], "; ".join(f"{row.name}: {row.failed}" for row in rows))
         fastest = max(usable, key=_speed)
-        best = max((row for row in usable if row.worst_cosine >= FAITHFUL), key=_speed, default=fastest)
+        best = fastest_faithful(usable) or fastest
         settings = _settings(processes[best.path], end)
     return Report(
         cpu=next(device.description for device in devices() if device.kind == "cpu"),
@@ -198,6 +201,23 @@ def bench(paths: Sequence[str], seconds: float) -> Report:
         settings=settings,
         advice=_advice(best, settings, fastest),
     )
+
+
+def compare(paths: Sequence[str], seconds: float, on_step: OnStep) -> list[Row]:
+    """Measure files of one model side by side, in the settings that a busy machine has.
+
+    All compute batches of the same size: to find the best for each would take longer than all else.
+
+    Args:
+        paths: GGUF files.
+        seconds: How long it may take about, as for `bench`.
+        on_step: Called often meanwhile, for a progress bar.
+    """
+    end = time.monotonic() + seconds
+    processes: Processes = {}
+    with contextlib.ExitStack() as stack:
+        rows = list(_compared([_row(path) for path in paths], processes, stack, DEFAULT_BATCH_TOKENS, on_step))
+        return _measured(rows, processes, end, on_step)
 
 
 def _row(path: str) -> Row:
@@ -257,19 +277,28 @@ class _Quantizer:
             raise ModelError(reason or "llama.cpp does not say why")
 
 
-def _compared(rows: Sequence[Row], processes: Processes, stack: contextlib.ExitStack) -> Iterator[Row]:
+def _compared(
+    rows: Sequence[Row],
+    processes: Processes,
+    stack: contextlib.ExitStack,
+    max_batch_tokens: int = 0,
+    on_step: OnStep = lambda: None,
+) -> Iterator[Row]:
     """Start a process for each file and fill in how near its vectors are to the most precise file's."""
     vectors: dict[str, Rows] = {}
     loaded = []
     for row in rows:
         if not row.failed:
             try:
-                processes[row.path] = process = stack.enter_context(IsolatedProcess(Candidate, row.path))
+                processes[row.path] = process = stack.enter_context(
+                    IsolatedProcess(Candidate, row.path, max_batch_tokens)
+                )
                 vectors[row.path], n_tokens = process.call(Candidate.vectors)
                 row = msgspec.structs.replace(row, max_batch_tokens=n_tokens)
             except (EmbellamaError, OSError) as error:
                 row = msgspec.structs.replace(row, failed=_reason(error))
         loaded.append(row)
+        on_step()
     reference = _most_precise(loaded)
     for row in loaded:
         if reference and not row.failed:
@@ -293,7 +322,7 @@ def _most_precise(rows: Sequence[Row]) -> Row | None:
     return min((row for row in rows if not row.failed), key=key, default=None)
 
 
-def _measured(rows: Sequence[Row], processes: Processes, end: float) -> list[Row]:
+def _measured(rows: Sequence[Row], processes: Processes, end: float, on_step: OnStep = lambda: None) -> list[Row]:
     """Fill in speeds: medians over rounds in which each file computes in turn."""
     failed: dict[str, str] = {row.path: row.failed for row in rows if row.failed}
     speeds: dict[str, list[tuple[float, float]]] = {row.path: [] for row in rows if not row.failed}
@@ -303,6 +332,7 @@ def _measured(rows: Sequence[Row], processes: Processes, end: float) -> list[Row
                 speeds[path].append(processes[path].call(Candidate.speed, seconds))
             except EmbellamaError as error:
                 failed[path] = _reason(error)
+            on_step()
     return [
         msgspec.structs.replace(row, failed=failed[row.path])
         if row.path in failed
