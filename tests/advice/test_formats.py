@@ -50,8 +50,8 @@ def f16(f32: Header, tmp_path: Path) -> Header:
     return Header(made.path)
 
 
-def config(header: Header, **options: int) -> EngineConfig:
-    return EngineConfig(model_path=header.path, **options)
+def config(header: Header, n_gpu_layers: int = 0) -> EngineConfig:
+    return EngineConfig(model_path=header.path, n_gpu_layers=n_gpu_layers)
 
 
 @pytest.mark.parametrize(
