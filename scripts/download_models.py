@@ -24,10 +24,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from embellama.advice.formats import Comparison
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "models" / "models.toml"
@@ -39,6 +36,9 @@ FAITHFUL = {"f32": 4, "f16": 2, "bf16": 2}
 
 # What measuring them may take, about. With less, a busy moment of the machine decides.
 MEASURE_S = 10.0
+
+# Where other programs took more of the CPU meanwhile, the result is for this time only.
+MAX_OTHERS = 0.1
 
 # Memory of a process that measures one, beside the weights.
 PROCESS_BYTES = 300_000_000
@@ -171,7 +171,7 @@ def remembered(path: Path) -> str | None:
         return None
     if not known or not known.best:
         return None
-    say(f"choosing {known.best.format}, as measured before on this machine: {figures(known)}")
+    say(f"choosing {known.best.format}, as measured before on this machine: {known}")
     return known.best.format
 
 
@@ -201,8 +201,10 @@ def measure(name: str, model: dict[str, Any], made: dict[str, Path], dest: Path)
     dtypes = [dtype for dtype in FAITHFUL if dtype in made]
     check(made[dtypes[0]], model)  # the others are compared with it
     say(f"measuring which of {', '.join(dtypes)} is fastest on this machine: about {MEASURE_S:.0f} s")
+    started, before = time.monotonic(), others_s()
     with progress_bar("measuring", MEASURE_S) as on_step:
         rows = bench.compare([str(made[dtype]) for dtype in dtypes], MEASURE_S, on_step)
+    others = (others_s() - before) / (time.monotonic() - started) / (os.cpu_count() or 1)
     for row in rows:
         if row.failed:
             say(f"{row.format} could not be measured: {row.failed}")
@@ -212,18 +214,24 @@ def measure(name: str, model: dict[str, Any], made: dict[str, Path], dest: Path)
     found = formats.Comparison(measured, shlex.join(command))
     if not found.best:
         raise Failed(f"none of {', '.join(dtypes)} is fit for use")
-    if len(measured) == len(rows):  # what failed now may not fail the next time
+    if others > MAX_OTHERS:
+        say(f"other programs took {others:.0%} of the CPU: the next run will measure again")
+    elif len(measured) == len(rows):  # what failed now may not fail the next time
         formats.write(Header(str(made[found.best.format])), found)
-    say(f"choosing {found.best.format}, the fastest with cosine ≥ {formats.FAITHFUL}: {figures(found)}")
-    others = ", ".join(dtype for dtype in dtypes if dtype != found.best.format)
-    say(f"not kept: {others} (--dtype makes one of them)")
+    say(f"choosing {found.best.format}, the fastest with cosine ≥ {formats.FAITHFUL}: {found}")
+    removed = ", ".join(dtype for dtype in dtypes if dtype != found.best.format)
+    say(f"what was made of {removed} is removed (--dtype makes one of them)")
     return found.best.format
 
 
-def figures(comparison: "Comparison") -> str:
-    """Write what was measured on one line, fastest first."""
-    ordered = sorted(comparison.formats, key=lambda format: -format.texts_per_s)
-    return ", ".join(f"{each.format} {each.texts_per_s:.0f} texts/s ({each.worst_cosine:.6f})" for each in ordered)
+def others_s() -> float:
+    """Return for how many seconds other programs, or the host of a virtual machine, have had this machine's cores."""
+    import psutil
+
+    times = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")  # which there are depends on the system
+    # What this one started and waited for counts as its own.
+    return float(sum(getattr(times, kind, 0.0) for kind in kinds)) - sum(os.times()[:4])
 
 
 @contextlib.contextmanager

@@ -57,6 +57,10 @@ class Comparison(msgspec.Struct, frozen=True):
         """The fastest of those that are faithful."""
         return fastest_faithful(self.formats)
 
+    def __str__(self) -> str:
+        ordered = sorted(self.formats, key=lambda format: -format.texts_per_s)
+        return ", ".join(f"{each.format} {each.texts_per_s:.0f} texts/s ({each.worst_cosine:.6f})" for each in ordered)
+
 
 class _Measured(Protocol):
     @property

@@ -13,7 +13,6 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
     FORMATS,
     MIN_SLICE_S,
     N_ROUNDS,
-    Candidate,
     _advice,
     _made,
     _measured,
@@ -22,6 +21,7 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
     bench,
     compare,
 )
+from embellama.advice.candidate import Candidate
 from embellama.advice.report import Report, Row, Setting, table
 from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.errors import ModelLoadError
