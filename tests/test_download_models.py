@@ -36,7 +36,7 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own: nothing was measured on this machine yet."""
     folder = tmp_path_factory.mktemp("cache")
@@ -59,7 +59,7 @@ class Measured:
 
 
 @pytest.fixture
-def measured(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Measured:
+def measured(script: ModuleType, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Measured:
     """What was found on a Xeon with AMX, which had nothing else to do."""
     monkeypatch.setattr(script, "others_s", lambda: 0.0)
     stand_in = Measured(f32=(411, 1), f16=(402, 0.999997), bf16=(322, 0.99996))
@@ -129,6 +129,7 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_one_succeeds(tm
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
     ("found", "best"),
     [
