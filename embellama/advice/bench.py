@@ -6,36 +6,33 @@
    rounds: each computes short texts in turn, one after another ◄──────────────────────────────┘
       └──► medians ──► the best format in a few settings, in turn ──► Report (report.py)
 
-A format that fails, or ends its process, is a row that says why.
+A format that fails, or ends its process, is a row that says why. `bench` does all of this; `compare` stops
+after the rounds, and so has time for more of them.
 """
 
 import contextlib
-import itertools
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from embellama.advice.candidate import TEXTS, Candidate
+from embellama.advice.formats import FAITHFUL, fastest_faithful
 from embellama.advice.report import Report, Row, Setting
 from embellama.batch import Rows
-from embellama.config import EngineConfig, n_cores
+from embellama.config import DEFAULT_BATCH_TOKENS, n_cores
 from embellama.errors import EmbellamaError, ModelError, ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.weights import pooling_of
-from embellama.jobs import Job
 from embellama.llama import c_api, last_error
 from embellama.machine.devices import devices
 from embellama.machine.isolated import IsolatedProcess
-from embellama.registry import LoadedModel
-from embellama.results import Embeddings
-from embellama.tuning import TEXT_TOKENS
 
 # llama.cpp's types of files (llama.h, `llama_ftype`) that are made of a model, and bytes for a weight, most precise
 # first. Q8_0 keeps 32 weights in 34 bytes.
@@ -46,117 +43,20 @@ FORMATS = {
     "q8_0": (c_api.LLAMA_FTYPE_MOSTLY_Q8_0, 34 / 32),
 }
 
-# Vectors with at least this cosine to the most precise ones count as faithful: those of 16-bit weights, not quite 8-bit
-# (all-MiniLM-L6-v2: F16 0.999997, BF16 0.99996, Q8_0 0.998).
-FAITHFUL = 0.9999
-
 # Medians of fewer would be chance; more rounds are shorter ones.
 N_ROUNDS = 5
 
 # Measured for less than this, a rate says more of where its last batch ended than of how fast they were.
 MIN_SLICE_S = 0.6
 
-# Texts of one call; the built-in ones are a whole number of jobs.
-PART = 8
-
-# A share of the time is for the settings of the best format, and of each slice for one text alone.
-SETTINGS_SHARE, ALONE_SHARE = 0.25, 0.3
-
-TEXTS = """\
-The train to the coast leaves at nine and arrives before noon.
-She keeps the letters from her brother in a wooden box.
-Water boils at a lower temperature high in the mountains.
-The committee will publish its report at the end of March.
-How do I change the password of my account?
-A small dog was asleep under the kitchen table.
-The price of copper rose by four percent last week.
-He plays the cello in an orchestra of amateurs.
-Please send the signed contract back by Friday.
-The bridge was closed for repairs after the flood.
-Bees find their way home by the light of the sky.
-Which museums are open on Monday?
-The new engine uses less fuel and makes less noise.
-Add the flour slowly and stir until the dough is smooth.
-Our flight was delayed because of fog.
-The library has a large collection of old maps.
-Children under six travel free of charge.
-The function returns a list of all open files.
-It has not rained here since the beginning of June.
-The court decided in favour of the tenant.
-Plants turn sunlight, water and air into sugar.
-I would like a table for two by the window.
-The volcano has been quiet for three hundred years.
-Her first novel was translated into twelve languages.
-What is the difference between a virus and a bacterium?
-The team lost the match in the last minute.
-Most of the island is covered by dense forest.
-The doctor told him to rest for a week.
-A search engine compares the query with every document.
-They moved to the city when the factory closed.
-The recipe needs two eggs and a little salt.
-Light takes eight minutes to reach us from the sun.
-The museum bought the painting at an auction.
-You can return the shoes within thirty days.
-The river freezes over in most winters.
-Each worker computes one batch at a time.
-The old theatre was turned into a cinema.
-Nobody knew who had left the door open.
-The patient was treated with a new kind of antibiotic.
-Wind and waves have shaped these cliffs.
-""".splitlines()
-
-
-class Candidate:
-    """One file to measure, in a separate process: pools with different settings, each made when it is first used."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self._models: dict[tuple[int, int], LoadedModel] = {}
-
-    def vectors(self) -> tuple[Rows, int]:
-        """Return the vectors of `TEXTS`, ``(n_texts, dim) float32``, and how many tokens it computes together."""
-        model = self._model(0, 0)
-        return _submit(model, model.jobs.encode(TEXTS)).result(), model.config.max_batch_tokens
-
-    def speed(self, seconds: float, num_workers: int = 0, n_threads: int = 0) -> tuple[float, float]:
-        """Measure for about so long; return texts/s of all workers together, and milliseconds of one text alone."""
-        model = self._model(num_workers, n_threads)
-        one = model.jobs.encode(TEXTS[:1])
-        alone: list[float] = []
-        started = time.perf_counter()
-        while not alone or time.perf_counter() - started < ALONE_SHARE * seconds:
-            before = time.perf_counter()
-            _submit(model, one).result()
-            alone.append(time.perf_counter() - before)
-
-        jobs = itertools.cycle([model.jobs.encode(TEXTS[i : i + PART]) for i in range(0, len(TEXTS), PART)])
-        # As many texts wait as fill two batches for each worker, so that none idles.
-        n_waiting = 2 * model.config.num_workers * model.config.max_batch_tokens // (TEXT_TOKENS * PART)
-        waiting = [_submit(model, next(jobs)) for _ in range(2 + n_waiting)]
-        waiting.pop(0).result()
-        n_texts, spent, started = 0, 0.0, time.perf_counter()
-        while not n_texts or spent < (1 - ALONE_SHARE) * seconds:
-            waiting.append(_submit(model, next(jobs)))
-            waiting.pop(0).result()
-            n_texts += PART
-            spent = time.perf_counter() - started
-        for future in waiting:  # the next measurement must have the machine to itself
-            future.result()
-        return n_texts / spent, 1000 * statistics.median(alone)
-
-    def _model(self, num_workers: int, n_threads: int) -> LoadedModel:
-        config = EngineConfig(model_path=self._path, num_workers=num_workers, n_threads=n_threads).checked()
-        key = config.num_workers, config.n_threads
-        if key not in self._models:
-            self._models[key] = LoadedModel(config)
-        return self._models[key]
-
-
-def _submit(model: LoadedModel, job: Job[Embeddings]) -> "Future[Rows]":
-    return model.backend.submit(job.tokens)
-
+# A share of the time is for the settings of the best format.
+SETTINGS_SHARE = 0.25
 
 Processes = dict[str, IsolatedProcess[Candidate]]  # by path
+
+Speeds = Sequence[tuple[float, float]]  # texts/s and milliseconds for one text alone, round by round
+
+OnStep = Callable[[], object]  # called whenever a file was loaded, or measured once more
 
 
 def bench(paths: Sequence[str], seconds: float) -> Report:
@@ -180,14 +80,12 @@ def bench(paths: Sequence[str], seconds: float) -> Report:
         processes: Processes = {}
         rows = list(_compared(rows, processes, stack))
         reference = _most_precise(rows)
-        if reference is None:
-            raise ModelLoadError(paths[0], "; ".join(f"{row.name}: {row.failed}" for row in rows))
         rows = _measured(rows, processes, end - SETTINGS_SHARE * seconds)
         usable = [row for row in rows if not row.failed]
-        if not usable:
+        if reference is None or not usable:
             raise ModelLoadError(paths[0], "; ".join(f"{row.name}: {row.failed}" for row in rows))
         fastest = max(usable, key=_speed)
-        best = max((row for row in usable if row.worst_cosine >= FAITHFUL), key=_speed, default=fastest)
+        best = fastest_faithful(usable) or fastest
         settings = _settings(processes[best.path], end)
     return Report(
         cpu=next(device.description for device in devices() if device.kind == "cpu"),
@@ -198,6 +96,24 @@ def bench(paths: Sequence[str], seconds: float) -> Report:
         settings=settings,
         advice=_advice(best, settings, fastest),
     )
+
+
+def compare(paths: Sequence[str], seconds: float, on_step: OnStep) -> list[Row]:
+    """Measure files of one model side by side, in the settings that a busy machine has.
+
+    All compute batches of the same size: to find the best for each would take longer than all else. Each counts with
+    its fastest round: what else the machine does makes a round slower, never faster.
+
+    Args:
+        paths: GGUF files.
+        seconds: How long it may take about, as for `bench`.
+        on_step: Called often meanwhile, for a progress bar.
+    """
+    end = time.monotonic() + seconds
+    processes: Processes = {}
+    with contextlib.ExitStack() as stack:
+        rows = list(_compared([_row(path) for path in paths], processes, stack, DEFAULT_BATCH_TOKENS, on_step))
+        return _measured(rows, processes, end, on_step, _fastest)
 
 
 def _row(path: str) -> Row:
@@ -257,19 +173,28 @@ class _Quantizer:
             raise ModelError(reason or "llama.cpp does not say why")
 
 
-def _compared(rows: Sequence[Row], processes: Processes, stack: contextlib.ExitStack) -> Iterator[Row]:
+def _compared(
+    rows: Sequence[Row],
+    processes: Processes,
+    stack: contextlib.ExitStack,
+    max_batch_tokens: int = 0,
+    on_step: OnStep = lambda: None,
+) -> Iterator[Row]:
     """Start a process for each file and fill in how near its vectors are to the most precise file's."""
     vectors: dict[str, Rows] = {}
     loaded = []
     for row in rows:
         if not row.failed:
             try:
-                processes[row.path] = process = stack.enter_context(IsolatedProcess(Candidate, row.path))
+                processes[row.path] = process = stack.enter_context(
+                    IsolatedProcess(Candidate, row.path, max_batch_tokens)
+                )
                 vectors[row.path], n_tokens = process.call(Candidate.vectors)
                 row = msgspec.structs.replace(row, max_batch_tokens=n_tokens)
             except (EmbellamaError, OSError) as error:
                 row = msgspec.structs.replace(row, failed=_reason(error))
         loaded.append(row)
+        on_step()
     reference = _most_precise(loaded)
     for row in loaded:
         if reference and not row.failed:
@@ -293,8 +218,14 @@ def _most_precise(rows: Sequence[Row]) -> Row | None:
     return min((row for row in rows if not row.failed), key=key, default=None)
 
 
-def _measured(rows: Sequence[Row], processes: Processes, end: float) -> list[Row]:
-    """Fill in speeds: medians over rounds in which each file computes in turn."""
+def _measured(
+    rows: Sequence[Row],
+    processes: Processes,
+    end: float,
+    on_step: OnStep = lambda: None,
+    of_rounds: Callable[[Speeds], dict[str, float]] | None = None,
+) -> list[Row]:
+    """Fill in speeds: medians, if not told otherwise, over rounds in which each file computes in turn."""
     failed: dict[str, str] = {row.path: row.failed for row in rows if row.failed}
     speeds: dict[str, list[tuple[float, float]]] = {row.path: [] for row in rows if not row.failed}
     for seconds in _slices(end, len(speeds)):
@@ -303,10 +234,11 @@ def _measured(rows: Sequence[Row], processes: Processes, end: float) -> list[Row
                 speeds[path].append(processes[path].call(Candidate.speed, seconds))
             except EmbellamaError as error:
                 failed[path] = _reason(error)
+            on_step()
     return [
         msgspec.structs.replace(row, failed=failed[row.path])
         if row.path in failed
-        else msgspec.structs.replace(row, **_medians(speeds[row.path]))
+        else msgspec.structs.replace(row, **(of_rounds or _medians)(speeds[row.path]))
         for row in rows
     ]
 
@@ -341,9 +273,14 @@ def _slices(end: float, n: int) -> Iterator[float]:
         yield seconds
 
 
-def _medians(speeds: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _medians(speeds: Speeds) -> dict[str, float]:
     texts_per_s, p50_ms = zip(*speeds, strict=True)
     return {"texts_per_s": statistics.median(texts_per_s), "p50_ms": statistics.median(p50_ms)}
+
+
+def _fastest(speeds: Speeds) -> dict[str, float]:
+    texts_per_s, p50_ms = zip(*speeds, strict=True)
+    return {"texts_per_s": max(texts_per_s), "p50_ms": min(p50_ms)}
 
 
 def _advice(best: Row, settings: Sequence[Setting], fastest: Row) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from embellama.advice.formats import faster_format
 from embellama.config import EngineConfig
 from embellama.errors import ModelLoadError
 from embellama.gguf.header import Header
@@ -33,6 +34,7 @@ class Inspection(msgspec.Struct, frozen=True):
         before: Tokens the engine puts before each text.
         after: Tokens it puts after each.
         warnings: Reasons why its vectors may not be those its authors meant, or why it cannot be loaded.
+        faster: Another of its formats that was measured to be faster on this machine; "" if none is known.
     """
 
     info: ModelInfo
@@ -41,6 +43,7 @@ class Inspection(msgspec.Struct, frozen=True):
     before: list[str]
     after: list[str]
     warnings: list[str]
+    faster: str
 
 
 def inspect(config: EngineConfig) -> Inspection:
@@ -75,6 +78,7 @@ def inspect(config: EngineConfig) -> Inspection:
         before=before,
         after=after,
         warnings=warnings,
+        faster=faster_format(config, header),
     )
 
 

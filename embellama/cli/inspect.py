@@ -18,7 +18,7 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found))
         return
     facts = msgspec.structs.asdict(found.info) | msgspec.structs.asdict(found)
-    for field in ("info", "warnings", "loaded", "changed"):
+    for field in ("info", "warnings", "faster", "loaded", "changed"):
         del facts[field]
     facts["n_bytes"] = f"{found.info.n_bytes / 1e6:.1f} MB"
     width = max(map(len, facts))
@@ -26,3 +26,5 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
         click.echo(f"{field:{width}}  {' '.join(value) or '—' if isinstance(value, list) else value}")
     for warning in found.warnings:
         click.echo(f"warning: {warning}")
+    if found.faster:
+        click.echo(f"note: {found.faster}")

@@ -4,7 +4,8 @@ load_weights ──► may_repack ──► `python -m embellama.amx_trial FILE`
 
 ggml lays quantized weights out for AMX's tiles where the CPU has them, and is then more than twice as fast. But where
 `_tile_loadconfig` tells the compiler of 8 of its 64 bytes (GCC bug 114098; Debian 12's GCC 12.2 has it), the first
-product ends the process. No call says who compiled llama.cpp, so it is tried, once for each build.
+product ends the process; builds by scripts/setup are well (`scripts/amx_tile_config.h`). No call says who compiled
+llama.cpp, so it is tried, once for each build.
 """
 
 import logging
@@ -24,6 +25,9 @@ TYPES = {"q4_0", "q4_1", "q8_0", "q4_K", "q5_K", "q6_K", "iq4_xs"}
 
 # The module of the trial. It is named, not imported: it computes with a model, and so imports this module.
 TRIAL = "embellama.amx_trial"
+
+# As measured on a Xeon, 768 short texts/s against 295.
+GAIN = "Q8_0 would be 2.6 times as fast in a build by scripts/setup, or with clang or GCC 13.3 or later"
 
 # Loading takes most of a trial; a model that takes longer is loaded without AMX.
 TRIAL_S = 120.0
@@ -47,7 +51,10 @@ def may_repack(path: str) -> bool:
     if works is None:  # this file tells nothing about AMX; the next one may
         logger.info("AMX could not be tried with %s, and is left alone for it", path)
         return False
-    logger.info("AMX %s in this build of llama.cpp", "works" if works else "does not work, and is left alone,")
+    if works:
+        logger.info("AMX works in this build of llama.cpp")
+    else:
+        logger.warning("AMX does not work in this build of llama.cpp, and is left alone: %s", GAIN)
     verdict.write("usable" if works else "not usable")
     return works
 

@@ -41,6 +41,7 @@ class Header:
         arrays: Keys of the metadata that are arrays.
         tensors: Tensor names with their types, such as ``"bf16"``.
         n_values: Tensor names with how many numbers they hold.
+        offsets: Tensor names with where their numbers begin, in bytes from the beginning of the file.
         n_bytes: Size of all tensors.
         repeated_token: A token that is in the vocabulary twice, or None.
         byte_tokens: Whether tokens of its vocabulary stand for single bytes.
@@ -69,7 +70,9 @@ class Header:
                     self.arrays.add(key)
             self.tensors: dict[str, str] = {}
             self.n_values: dict[str, int] = {}
+            self.offsets: dict[str, int] = {}
             self.n_bytes = 0
+            first = ggml("gguf_get_data_offset", ctypes.c_size_t, file)
             for i in map(ctypes.c_int64, range(ggml("gguf_get_n_tensors", ctypes.c_int64, file))):
                 name = _string("gguf_get_tensor_name", file, i)
                 type = ggml("gguf_get_tensor_type", ctypes.c_int, file, i)
@@ -77,6 +80,7 @@ class Header:
                 n_blocks = n_bytes // ggml("ggml_type_size", ctypes.c_size_t, type)
                 self.tensors[name] = _string("ggml_type_name", type)
                 self.n_values[name] = n_blocks * ggml("ggml_blck_size", ctypes.c_int64, type)
+                self.offsets[name] = first + ggml("gguf_get_tensor_offset", ctypes.c_size_t, file, i)
                 self.n_bytes += n_bytes
             self.repeated_token = _repeated(file)
             self.byte_tokens = _has_byte_tokens(file)

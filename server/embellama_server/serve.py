@@ -25,6 +25,7 @@ import psutil
 import uvicorn
 import uvloop
 
+from embellama.advice.formats import faster_format
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
@@ -137,6 +138,8 @@ def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
     config = tuned_apart(config, weights)
     jobs = Jobs(config, weights)
     info = ModelInfo.of(config, jobs, weights)
+    if faster := faster_format(config, weights.header):
+        logger.info("%r could be faster: %s", info.name, faster)
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)

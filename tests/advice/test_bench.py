@@ -13,15 +13,17 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
     FORMATS,
     MIN_SLICE_S,
     N_ROUNDS,
-    Candidate,
     _advice,
     _made,
     _measured,
     _most_precise,
     _slices,
     bench,
+    compare,
 )
+from embellama.advice.candidate import Candidate
 from embellama.advice.report import Report, Row, Setting, table
+from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.errors import ModelLoadError
 from embellama.gguf.header import Header
 from embellama.machine.isolated import IsolatedProcess
@@ -125,6 +127,18 @@ def test_several_files_are_measured_as_they_are(tiny: TinyModel, tiny_path: str,
     assert "not a GGUF file" in report.rows[2].failed
     assert "its pooling is rank" in report.rows[3].failed
     assert "bad.gguf" in table(report)
+
+
+def test_files_are_compared_side_by_side_in_the_time_that_is_given(tiny: TinyModel, tiny_path: str) -> None:
+    steps: list[float] = []
+    started = time.monotonic()
+    rows = compare([tiny_path, str(tiny("bert-cls"))], 4, lambda: steps.append(time.monotonic() - started))
+    assert [row.format for row in rows] == ["f32", "f32"]
+    assert all(row.texts_per_s > 0 and not row.failed for row in rows)
+    assert {row.max_batch_tokens for row in rows} == {DEFAULT_BATCH_TOKENS}
+    n_measured = len(steps) - len(rows)
+    assert n_measured >= 2 * len(rows), "several rounds"
+    assert steps == sorted(steps)
 
 
 def test_a_process_that_dies_is_a_row_that_says_so(tiny_path: str, tiny: TinyModel) -> None:

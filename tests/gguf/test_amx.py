@@ -57,10 +57,15 @@ def test_the_trial_computes_where_amx_does_not_break(tiny_path: str) -> None:
 
 
 @pytest.mark.parametrize(("program", "works"), [(WORKS, True), (DIES, False)])
-def test_a_build_is_tried_once(program: str, works: bool, set_trial: SetTrial, tiny_path: str) -> None:
+def test_a_build_is_tried_once_and_the_loss_is_said(
+    program: str, works: bool, set_trial: SetTrial, tiny_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = set_trial(program)
     assert [amx.may_repack(tiny_path), amx.may_repack(tiny_path)] == [works, works]
     assert runs.read_text() == "x"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (0 if works else 1)
+    assert all("2.6 times as fast" in warning for warning in warnings)
 
 
 def test_a_trial_that_came_to_no_product_says_nothing_about_other_files(set_trial: SetTrial, tiny_path: str) -> None:
