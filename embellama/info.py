@@ -25,6 +25,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         normalization: How vectors are scaled.
         quantization: The type of its weights: ``bf16``, ``q8_0``, …
         n_bytes: Size of its weights.
+        n_parameters: Numbers that its weights are made of.
         prompts: Names of its prompts.
         loaded: Whether it is in memory now.
         changed: Whether its file is no longer the one that was loaded.
@@ -40,6 +41,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     normalization: str
     quantization: str
     n_bytes: int
+    n_parameters: int
     prompts: list[str]
     loaded: bool = False
     changed: bool = False
@@ -59,5 +61,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             normalization=config.normalization,
             quantization=header.quantization,
             n_bytes=header.n_bytes,
+            n_parameters=sum(header.n_values.values()),
             prompts=jobs.prompts.names,
         )

@@ -35,7 +35,7 @@ from embellama_server.reading import ClientGone, cancel_when_gone, check_encodin
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ServedModel, ServerState, SubmittedJob
 from embellama_server.telemetry.access import AccessLog
-from embellama_server.web import docs, openapi, pages
+from embellama_server.web import docs, ollama, openapi, pages
 
 logger = logging.getLogger("embellama.app")
 
@@ -81,6 +81,7 @@ def build_app(state: ServerState) -> ASGIApp:
         routes=[
             *(Route(path, route, methods=["POST"]) for path, route in routes.items()),
             *pages.routes(state),
+            *ollama.routes(state),
             *openapi.routes(first_model),
             *docs.routes(first_model),
         ],

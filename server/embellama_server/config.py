@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from embellama.config import AUTO, EngineConfig, convert
 from embellama.errors import ConfigError
+from embellama_server.names import without_default_tag
 
 # What a model's own table may set beside the library's settings.
 POOL_FIELDS = ("aliases", "queue_size", "queue_tokens", "worker_timeout_ms", "max_worker_memory")
@@ -104,7 +105,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         pools = [_pool_config(f"models[{i}]", table, shared) for i, table in enumerate(self.models)]
         owners: dict[str, str] = {}
         for pool in pools:
-            for name in {pool.model_name, *pool.aliases}:
+            for name in {without_default_tag(name) for name in (pool.model_name, *pool.aliases)}:
                 if name in owners:
                     raise ConfigError(f"{name!r} names two models, {owners[name]} and {pool.model_path}")
                 owners[name] = pool.model_path

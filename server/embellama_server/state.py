@@ -15,6 +15,7 @@ from embellama.errors import EmbeddingFailed, ModelNotFound, Overloaded, Unavail
 from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
 from embellama_server.config import ServerConfig
+from embellama_server.names import without_default_tag
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher
@@ -48,6 +49,7 @@ class ServedModel(NamedTuple):
     dispatcher: The model's worker processes.
     backend: Takes the model's jobs: the dispatcher, or a back end around it.
     created: The time of the model's file, in seconds since 1970.
+    digest: Tells the model's file from any other: 64 hexadecimal digits, as Ollama lists them.
     """
 
     config: ServerConfig
@@ -56,6 +58,7 @@ class ServedModel(NamedTuple):
     dispatcher: Dispatcher
     backend: "Backend[asyncio.Future[Rows]]"
     created: int
+    digest: str
 
     def submit(self, job: Job[Any], deadline: float, times: Times) -> SubmittedJob:
         """Give a job with at least one text to the back end.
@@ -82,7 +85,7 @@ class ServerState:
     Attributes:
         config: The server's settings; each model has its own beside them.
         models: By name; requests that name no model get the first one.
-        names: The model of every name and alias.
+        names: The model of every name and alias, without the default tag.
         metrics: Counts what happens.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
@@ -95,7 +98,11 @@ class ServerState:
     def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics):
         self.config = config
         self.models = {model.config.model_name: model for model in models}
-        self.names = {alias: model for model in models for alias in (model.config.model_name, *model.config.aliases)}
+        self.names = {
+            without_default_tag(name): model
+            for model in models
+            for name in (model.config.model_name, *model.config.aliases)
+        }
         self.metrics = metrics
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)
         self.reading: set[asyncio.Timeout] = set()
@@ -114,7 +121,7 @@ class ServerState:
         if name is None:
             return next(iter(self.models.values()))
         try:
-            return self.names[name]
+            return self.names[without_default_tag(name)]
         except KeyError:
             raise ModelNotFound(name, list(self.names)) from None
 

@@ -17,6 +17,7 @@ DIALECTS: list[Dialect[Any, Any]] = [
     tei.TEISimilarity(),
     ollama.OllamaEmbed(),
     ollama.OllamaEmbeddings(),
+    ollama.OllamaShow(),
     tokens.Tokenize(),
     tokens.Decode(),
     tokens.Detokenize(),

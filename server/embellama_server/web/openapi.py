@@ -44,6 +44,7 @@ _PAGES: dict[str, tuple[str, str, Any]] = {
     "/models": ("The same as `/v1/models`.", JSON, pages.ModelList),
     "/info": ("The first model, as text-embeddings-inference describes it.", JSON, dict[str, Any]),
     "/api/tags": ("The models that are served, as Ollama lists them.", JSON, dict[str, list[dict[str, Any]]]),
+    "/api/ps": ("The models that are loaded, as Ollama lists them.", JSON, dict[str, list[dict[str, Any]]]),
     "/api/version": ("This server's version, as Ollama says its own.", JSON, dict[str, str]),
     "/livez": ("Whether the server is alive.", TEXT, str),
     "/readyz": ("Whether every model has a worker that serves.", TEXT, str),

@@ -1,11 +1,10 @@
 """Pages that need no model to compute anything: lists, health, metrics.
 
-ServerState ──► GET /v1/models, /info, /api/tags ……   what is served, in each dialect's words
+ServerState ──► GET /v1/models, /info ……              what is served, in each dialect's words
             ──► GET /livez, /readyz, /health          alive; ready; how the workers are
             ──► GET /metrics                          for Prometheus
 """
 
-import datetime
 from typing import Any, Literal, NotRequired, TypedDict
 
 from starlette.exceptions import HTTPException
@@ -16,6 +15,7 @@ from starlette.routing import Route
 from embellama import __version__
 from embellama.backend import PoolStatus
 from embellama_server.dialects.bodies import MAX_INPUTS
+from embellama_server.dialects.ollama import ollama_error
 from embellama_server.problems import MethodNotAllowed, NotFound, openai_error, problem_of
 from embellama_server.reply import JSON, dumps
 from embellama_server.state import ServedModel, ServerState
@@ -91,8 +91,6 @@ def routes(state: ServerState) -> list[Route]:
         Route("/v1/models/{id:path}", pages.model),
         Route("/models", pages.models),
         Route("/info", pages.info),
-        Route("/api/tags", pages.tags),
-        Route("/api/version", pages.version),
         Route("/livez", pages.livez),
         Route("/readyz", pages.readyz),
         Route("/health", pages.health),
@@ -113,7 +111,10 @@ def http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
     kind = MethodNotAllowed if error.status_code == 405 else NotFound
-    return error_response(kind(f"{request.method} {request.url.path}: {error.detail}"), headers)
+    told = kind(f"{request.method} {request.url.path}: {error.detail}")
+    if request.url.path.startswith("/api/"):
+        return as_json(ollama_error(problem_of(told)[0]), error.status_code, headers)
+    return error_response(told, headers)
 
 
 def unexpected_error(_: Request, error: Exception) -> Response:
@@ -160,13 +161,6 @@ class _Pages:
                 "max_request_tokens": config.max_request_tokens,
             }
         )
-
-    async def tags(self, _: Request) -> Response:
-        """List the models as Ollama does."""
-        return as_json({"models": [_tag(model) for model in self._state.models.values()]})
-
-    async def version(self, _: Request) -> Response:
-        return as_json({"version": __version__})
 
     async def livez(self, _: Request) -> Response:
         return Response("ok", media_type="text/plain")
@@ -216,25 +210,6 @@ def _description(model: ServedModel) -> ModelDescription:
         "prompts": info.prompts,
         "max_batch_tokens": config.max_batch_tokens,
         "workers": config.num_workers,
-    }
-
-
-def _tag(model: ServedModel) -> dict[str, Any]:
-    info = model.info
-    modified = datetime.datetime.fromtimestamp(model.created, datetime.UTC).isoformat()
-    return {
-        "name": f"{info.name}:latest",
-        "model": f"{info.name}:latest",
-        "modified_at": modified,
-        "size": info.n_bytes,
-        "digest": "",
-        "details": {
-            "format": "gguf",
-            "family": info.architecture,
-            "families": [info.architecture],
-            "parameter_size": "",
-            "quantization_level": info.quantization.upper(),
-        },
     }
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import schemathesis
 from embellama_server.dialects import DIALECTS
-from embellama_server.web import docs, openapi, pages
+from embellama_server.web import docs, ollama, openapi, pages
 from hypothesis import HealthCheck, settings
 
 from tests.conftest import Server, running_server
@@ -70,7 +70,7 @@ def with_a_model(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
 
 def test_every_path_is_described(target: Server) -> None:
     served: Any = None  # by no server: only the paths are looked at
-    routes = [*pages.routes(served), *openapi.routes("tiny"), *docs.routes("tiny")]
+    routes = [*pages.routes(served), *ollama.routes(served), *openapi.routes("tiny"), *docs.routes("tiny")]
     assert {*PATHS, *(route.path.replace(":path", "") for route in routes)} == openapi.description("tiny")[
         "paths"
     ].keys()
