@@ -55,6 +55,8 @@ class InputError(EmbellamaError):
 
     #: Position in the caller's list of the text at fault; None when no one text is.
     index: int | None = None
+    #: Name of the argument or option at fault; None when it is a text, or more than one thing.
+    option: str | None = None
 
 
 class EmptyInput(InputError):

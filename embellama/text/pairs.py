@@ -105,4 +105,6 @@ def naming_the_query() -> Iterator[None]:
     try:
         yield
     except (EmptyInput, InvalidText, TextTooLong) as error:
-        raise InputError(str(error).replace("text 0", "the query", 1)) from None
+        named = InputError(str(error).replace("text 0", "the query", 1))
+        named.option = "query"
+        raise named from None

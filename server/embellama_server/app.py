@@ -30,7 +30,7 @@ from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.exchange import Exchange
 from embellama_server.held import HeldBytes
-from embellama_server.problems import TooManyTokens, problem_of
+from embellama_server.problems import TooManyTokens, as_sent, problem_of
 from embellama_server.reading import ClientGone, cancel_when_gone, check_encoding, read_body
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ServedModel, ServerState, SubmittedJob
@@ -118,7 +118,7 @@ class EmbeddingRoute:
     async def _reply(self, scope: Scope, receive: Receive, held: HeldBytes, exchange: Exchange) -> Reply | None:
         """Return the reply, or None when it was sent as a stream, or the client has hung up: nobody to answer."""
         deadline = asyncio.get_running_loop().time() + self._state.config.timeout_ms / 1000
-        watch = None
+        watch = request = None
         try:
             check_encoding(scope)
             self._state.check_room()  # before work on what cannot be taken
@@ -140,7 +140,7 @@ class EmbeddingRoute:
                 logger.exception("unexpected error")
             if watch and self._state.stopping and isinstance(error, Unavailable):
                 self._state.n_unanswered += 1
-            return self._refuse(error)
+            return self._refuse(error, request)
         finally:
             if watch:
                 watch.cancel()
@@ -216,7 +216,7 @@ class EmbeddingRoute:
         except Exception as error:
             if not exchange.sending:
                 raise
-            problem, _ = problem_of(error)
+            problem = as_sent(problem_of(error)[0], request.sent_as)
             exchange.failed(problem.status)
             line = dumps(dialect.refuse(problem)) + b"\n"
             await exchange.send_part(dialect.stream_type, line, last=True)
@@ -224,8 +224,10 @@ class EmbeddingRoute:
             for _, submitted in running:
                 submitted.cancel()
 
-    def _refuse(self, error: Exception) -> Reply:
+    def _refuse(self, error: Exception, request: ParsedRequest | None = None) -> Reply:
         problem, headers = problem_of(error)
+        if request:
+            problem = as_sent(problem, request.sent_as)
         return Reply(iter([dumps(self._dialect.refuse(problem))]), headers=headers, status=problem.status)
 
 

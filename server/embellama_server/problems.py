@@ -7,6 +7,7 @@ errors defined here.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 import msgspec
@@ -78,6 +79,17 @@ class Problem(msgspec.Struct, frozen=True):
     code: str | None
     param: str | None
     index: int | None
+
+
+def as_sent(problem: Problem, sent_as: Mapping[str, str]) -> Problem:
+    """Name the field at fault as the client did, in a problem that has our name for it."""
+    ours = problem.param
+    if ours is None or ours not in sent_as:
+        return problem
+    message = problem.message
+    if message.startswith(f"{ours} "):
+        message = sent_as[ours] + message[len(ours) :]
+    return msgspec.structs.replace(problem, param=sent_as[ours], message=message)
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:

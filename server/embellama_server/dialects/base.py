@@ -27,12 +27,15 @@ class ParsedRequest(msgspec.Struct, kw_only=True):
         options: How texts are read; `prompt` is the client's word for it until `Dialect.job` finds the model's.
         computes: Whether a worker computes anything. A request that is only tokenized may have as many characters, or
             token ids, as another may have tokens: it waits in no queue that would bound it otherwise.
+        sent_as: The client's names for fields that errors call ``input``, ``prompt_name``, ``dimensions`` and so on:
+            ``{"dimensions": "output_dimension"}``.
         streams: Whether the reply is sent a few rows at a time, by `Dialect.stream_rows` and `stream_end`.
     """
 
     inputs: Sequence[Any]
     model: str | None = None
     options: EmbedOptions = EmbedOptions()
+    sent_as: Mapping[str, str] = {}
     computes: bool = True
     streams: bool = False
 

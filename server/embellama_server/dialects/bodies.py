@@ -4,7 +4,8 @@ bytes ── BodyParser ──► a dialect's body type ── inputs_of, texts_
 """
 
 import contextlib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -46,6 +47,12 @@ class BodyParser(Generic[Body]):
             allowed = f"; it must be {self._allowed[param]}" if param in self._allowed else ""
             raise BadRequest(f"{place}: {reason}{allowed}" if where else reason, param, index) from None
         except _UNREADABLE as error:
+            if found := _lone_surrogate_in(body):
+                param, index = found
+                place = param if index is None else f"{param}[{index}]"
+                raise BadRequest(
+                    f"{place} is not valid Unicode: it has half of a surrogate pair", param, index
+                ) from None
             raise BadRequest(f"the body is not valid JSON: {error}") from None
 
     def _item_in(self, body: bytes, param: str | None) -> int | None:
@@ -59,6 +66,19 @@ class BodyParser(Generic[Body]):
                     if f"`$.{param}[" in str(error):  # else other fields are missing
                         return index
         return None
+
+
+def _lone_surrogate_in(body: bytes) -> tuple[str, int | None] | None:
+    """Find the field, and its item if it is a list, that has half of a surrogate pair: JSON, but no text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        given = json.loads(body)
+        for name, value in given.items() if isinstance(given, dict) else ():
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
+                try:
+                    json.dumps(item, ensure_ascii=False).encode()
+                except UnicodeEncodeError:
+                    return name, index if isinstance(value, list) else None
+    return None
 
 
 def _field_in(reason: str) -> str | None:
@@ -118,6 +138,13 @@ def truncation(value: bool | int | str | None, param: str = "truncate") -> Trunc
     return value  # type: ignore[return-value]
 
 
+def refuse_text_options(options: EmbedOptions) -> None:
+    """Raise `InvalidOption` for options that say how a text is read, where there are token ids and no text."""
+    for option, value in (("truncate", options.truncate != "none"), ("prompt_name", options.prompt)):
+        if value:
+            raise InvalidOption(option, "does not go with token ids, which are used as they are")
+
+
 # What the dialects call the two sides of a search.
 _QUERIES = {"query", "search_query", "retrieval.query"}
 _DOCUMENTS = {"document", "passage", "search_document", "retrieval.passage"}
@@ -128,6 +155,13 @@ def prompt_of(jobs: Jobs, name: str | None) -> str | None:
     if not name or name in jobs.prompts.names:
         return name or None
     return "query" if name in _QUERIES else "document" if name in _DOCUMENTS else name
+
+
+def without_task(jobs: Jobs, options: EmbedOptions, tasks: Collection[str]) -> EmbedOptions:
+    """Leave out a prompt that is one of these tasks and means nothing to the model."""
+    if options.prompt in tasks and options.prompt not in jobs.prompts.names:
+        return msgspec.structs.replace(options, prompt=None)
+    return options
 
 
 def with_prompt_of(jobs: Jobs, options: EmbedOptions) -> EmbedOptions:

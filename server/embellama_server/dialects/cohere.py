@@ -11,7 +11,7 @@ from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Embeddings, Ranking
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation, with_prompt_of
+from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation, with_prompt_of, without_task
 from embellama_server.dialects.rerank import DocumentText, RankingRequest, ranking_job
 from embellama_server.dialects.vectors import Encoding, check_encoding, json_items
 from embellama_server.problems import BadRequest, Problem
@@ -135,14 +135,24 @@ class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
         if fields.max_tokens is not None and truncate != "none":
             truncate = fields.max_tokens
         options = EmbedOptions(prompt=fields.input_type, truncate=truncate, dimensions=fields.output_dimension)
-        return CohereEmbedRequest(inputs=texts, model=fields.model, options=options, texts=texts, encoding=encoding)
+        return CohereEmbedRequest(
+            inputs=texts,
+            model=fields.model,
+            options=options,
+            sent_as={
+                "input": "texts" if fields.texts is not None else "inputs",
+                "prompt_name": "input_type",
+                "dimensions": "output_dimension",
+                "truncate": "truncate" if truncate is not fields.max_tokens else "max_tokens",
+            },
+            texts=texts,
+            encoding=encoding,
+        )
 
     def job(self, request: CohereEmbedRequest, jobs: Jobs) -> Job[Embeddings]:
         check_encoding(jobs, request.encoding)
-        options = request.options
         # Cohere's client must give an input type, and these mean nothing to most models.
-        if options.prompt in ("classification", "clustering") and options.prompt not in jobs.prompts.names:
-            options = msgspec.structs.replace(options, prompt=None)
+        options = without_task(jobs, request.options, ("classification", "clustering"))
         return jobs.encode(request.inputs, with_prompt_of(jobs, options))
 
     def reply(self, request: CohereEmbedRequest, result: Embeddings, context: ReplyContext) -> Reply:
@@ -184,6 +194,7 @@ class CohereRerank(Dialect[RankingRequest, Ranking]):
             inputs=[fields.query, *documents],
             model=fields.model,
             options=EmbedOptions(truncate="end"),  # Cohere cuts documents that are too long
+            sent_as={"input": "documents"},
             top_n=fields.top_n,
             documents=documents if fields.return_documents else None,
         )

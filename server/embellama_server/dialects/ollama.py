@@ -138,6 +138,7 @@ class OllamaEmbeddings(Dialect[ParsedRequest, Embeddings]):
             inputs=[fields.prompt] if fields.prompt else [],
             model=fields.model,
             options=EmbedOptions(truncate="end"),
+            sent_as={"input": "prompt"},
         )
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:

@@ -14,7 +14,15 @@ from embellama.options import ChunkOptions, EmbedOptions
 from embellama.outputs import quantize
 from embellama.results import Chunks, Embeddings
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, TextObject, inputs_of, truncation, with_prompt_of
+from embellama_server.dialects.bodies import (
+    BodyParser,
+    TextObject,
+    inputs_of,
+    refuse_text_options,
+    truncation,
+    with_prompt_of,
+    without_task,
+)
 from embellama_server.dialects.vectors import (
     ROWS_A_PIECE,
     EncodedVector,
@@ -27,6 +35,9 @@ from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 BINARY = "application/octet-stream"
+
+# Jina's tasks that no prompt is known for, but where a model has one of that name.
+JINA_TASKS = ("text-matching", "classification", "separation", "clustering")
 NDJSON = "application/x-ndjson"
 
 
@@ -149,6 +160,11 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
             model=fields.model,
             options=options,
             streams=streams,
+            sent_as={
+                "dimensions": "dimensions" if fields.dimensions is not None else "output_dimension",
+                "truncate": "truncate" if fields.truncate is not None else "truncation",
+                "prompt_name": "prompt_name" if fields.prompt_name else "input_type" if fields.input_type else "task",
+            },
             encoding=encoding,
             late_chunking=fields.late_chunking,
             return_truncated=fields.return_truncated,
@@ -157,14 +173,15 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
 
     def job(self, request: OpenAIEmbeddingsRequest, jobs: Jobs) -> Job[Any]:
         check_encoding(jobs, request.encoding, request.options.normalize)
-        options = with_prompt_of(jobs, request.options)
+        options = request.options
+        if request.sent_as["prompt_name"] == "task":
+            options = without_task(jobs, options, JINA_TASKS)
+        options = with_prompt_of(jobs, options)
         if request.late_chunking:
             return _late_chunks(jobs, request.inputs, options)
         if isinstance(request.inputs[0], str):
             return jobs.encode(request.inputs, options)
-        for option, value in (("truncate", options.truncate != "none"), ("prompt_name", options.prompt)):
-            if value:
-                raise InvalidOption(option, "does not go with token ids, which are used as they are")
+        refuse_text_options(options)
         return jobs.encode_ids(request.inputs, options)
 
     def reply(self, request: OpenAIEmbeddingsRequest, result: Embeddings | Chunks, context: ReplyContext) -> Reply:
@@ -220,19 +237,20 @@ def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
     """Read the texts as one, and ask for the vector of each of them in it (Jina's late chunking)."""
     if not isinstance(texts[0], str):
         raise InvalidOption("late_chunking", "takes texts, not token ids")
-    for option, value in (("truncate", options.truncate != "none"), ("task", options.prompt)):
-        if value:
-            raise InvalidOption(option, "does not go with late_chunking")
+    if options.truncate != "none":
+        raise InvalidOption("truncate", "does not go with late_chunking")
     for index, text in enumerate(texts):
         if not text.strip():
             raise EmptyInput(index)
-    whole, spans = "", []
+    # A prompt goes around the whole, as it goes around a text; no part's vector is of it.
+    before, after = jobs.prompts[options.prompt].around({}) if options.prompt else ("", "")
+    whole, spans = before, list[tuple[int, int]]()
     for text in texts:
         # Parts of a text that was cut between words need no space; others do.
-        if whole and not whole[-1].isspace() and not text[0].isspace():
+        if spans and not whole[-1].isspace() and not text[0].isspace():
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
     return jobs.chunks(
-        whole, ChunkOptions(character_spans=spans, normalize=options.normalize, dimensions=options.dimensions)
+        whole + after, ChunkOptions(character_spans=spans, normalize=options.normalize, dimensions=options.dimensions)
     )

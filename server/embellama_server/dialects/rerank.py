@@ -103,6 +103,11 @@ class JinaRerank(Dialect[JinaRerankRequest, Ranking]):
             inputs=[fields.query, *documents],
             model=fields.model,
             options=EmbedOptions(truncate=truncate),
+            sent_as={
+                "input": "documents",
+                "top_n": "top_n" if fields.top_n is not None else "top_k",
+                "truncate": "truncate" if fields.truncate is not None else "truncation",
+            },
             top_n=fields.top_n if fields.top_n is not None else fields.top_k,
             documents=documents if fields.return_documents else None,
             documents_as_objects=fields.top_k is None,

@@ -15,20 +15,29 @@ from embellama.options import EmbedOptions, Truncate
 from embellama.results import Embeddings, Ranking
 from embellama.similarity import cosine
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
-from embellama_server.dialects.rerank import RankingRequest, ranking_job
+from embellama_server.dialects.bodies import BodyParser, inputs_of, refuse_text_options, texts_of, with_prompt_of
+from embellama_server.dialects.rerank import (
+    JinaRerank,
+    JinaRerankAnswer,
+    JinaRerankRequest,
+    RankingRequest,
+    ranking_job,
+)
 from embellama_server.dialects.vectors import FLOATS, json_items
-from embellama_server.problems import Problem
+from embellama_server.problems import BadRequest, Problem
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
+
+# The side of a text that is left out.
+Direction = Literal["left", "right", "Left", "Right"]
 
 
 class TEIEmbedBody(msgspec.Struct):
     """Body of ``POST /embed``."""
 
     inputs: str | list[str | int | list[int]]
-    normalize: bool = True
-    truncate: bool = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    normalize: bool | None = None  # true by default
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None  # right by default
     prompt_name: str | None = None
     dimensions: int | None = None
 
@@ -37,20 +46,21 @@ class TEIEmbedAllBody(msgspec.Struct):
     """Body of ``POST /embed_all``."""
 
     inputs: str | list[str]
-    truncate: bool = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
     prompt_name: str | None = None
 
 
 class TEIRerankBody(msgspec.Struct):
-    """Body of ``POST /rerank``."""
+    """Body of ``POST /rerank``; with `documents` in place of `texts` it is that of ``POST /v1/rerank``."""
 
     query: str
-    texts: list[str]
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    texts: list[str] | None = None
+    documents: Any = None
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    truncate: bool | int | str | None = None  # only Jina's has more than true and false
+    truncation_direction: Direction | None = None
 
 
 class TEISentences(msgspec.Struct):
@@ -60,11 +70,19 @@ class TEISentences(msgspec.Struct):
     sentences: list[str]
 
 
+class TEISimilarityParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """How the texts are read."""
+
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
+    prompt_name: str | None = None
+
+
 class TEISimilarityBody(msgspec.Struct):
     """Body of ``POST /similarity``."""
 
     inputs: TEISentences
-    parameters: dict[str, Any] | None = None
+    parameters: TEISimilarityParameters | None = None
 
 
 class TEIRankedText(TypedDict):
@@ -91,11 +109,13 @@ def tei_error(problem: Problem) -> TEIErrorBody:
     return {"error": problem.message, "error_type": _ERROR_TYPES.get(problem.status, "Validation")}
 
 
-def _truncate(fields: TEIEmbedBody | TEIEmbedAllBody | TEIRerankBody) -> Truncate:
+def _truncate(fields: TEIEmbedBody | TEIEmbedAllBody | TEIRerankBody | TEISimilarityParameters) -> Truncate:
     if not fields.truncate:
         return "none"
-    return "start" if fields.truncation_direction.lower() == "left" else "end"
+    return "start" if fields.truncation_direction in ("left", "Left") else "end"
 
+
+_SENT_AS = {"input": "inputs"}
 
 # For messages about a wrong truncation_direction.
 _DIRECTIONS = "left or right"
@@ -117,14 +137,15 @@ class TEIEmbed(Dialect[ParsedRequest, Embeddings]):
         options = EmbedOptions(
             prompt=fields.prompt_name,
             truncate=_truncate(fields),
-            normalize=fields.normalize,
+            normalize=fields.normalize is not False,
             dimensions=fields.dimensions,
         )
-        return ParsedRequest(inputs=inputs_of(fields.inputs, "inputs"), options=options)
+        return ParsedRequest(inputs=inputs_of(fields.inputs, "inputs"), options=options, sent_as=_SENT_AS)
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
         if isinstance(request.inputs[0], str):
             return jobs.encode(request.inputs, with_prompt_of(jobs, request.options))
+        refuse_text_options(request.options)
         return jobs.encode_ids(request.inputs, request.options)
 
     def reply(self, _: ParsedRequest, result: Embeddings, context: ReplyContext) -> Reply:
@@ -148,7 +169,8 @@ class TEIEmbedAll(Dialect[ParsedRequest, list[NDArray[Any]]]):
     def parse(self, body: bytes, _: str) -> ParsedRequest:
         fields = self._body(body)
         texts = texts_of(fields.inputs, "inputs")
-        return ParsedRequest(inputs=texts, options=EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields)))
+        options = EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields))
+        return ParsedRequest(inputs=texts, options=options, sent_as=_SENT_AS)
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[list[NDArray[Any]]]:
         return jobs.tokens(request.inputs, with_prompt_of(jobs, request.options))
@@ -176,31 +198,41 @@ class TEIRerankRequest(RankingRequest, kw_only=True):
     raw_scores: bool
 
 
-class TEIRerank(Dialect[TEIRerankRequest, Ranking]):
-    """Texts by relevance."""
+class TEIRerank(Dialect[TEIRerankRequest | JinaRerankRequest, Ranking]):
+    """Texts by relevance; for Jina's body, which llama-server and vLLM take here too, Jina's answer."""
 
     paths = ("/rerank",)
     body_type = TEIRerankBody
     error_body = TEIErrorBody
-    answers = {JSON: list[TEIRankedText]}
+    answers = {JSON: list[TEIRankedText] | JinaRerankAnswer}
     about = "Texts by relevance, as text-embeddings-inference defines it."
     example = {"query": "Who sleeps?", "texts": ["A dog runs.", "A cat sleeps."], "return_text": True}
     _body = BodyParser(TEIRerankBody, truncation_direction=_DIRECTIONS)
+    _jinas = JinaRerank()
 
-    def parse(self, body: bytes, _: str) -> TEIRerankRequest:
+    def parse(self, body: bytes, accept: str) -> TEIRerankRequest | JinaRerankRequest:
         fields = self._body(body)
+        if fields.texts is None and fields.documents is not None:
+            return self._jinas.parse(body, accept)
+        if fields.texts is None:
+            raise BadRequest("Object missing required field `texts`", "texts")
+        if not isinstance(fields.truncate, bool | None):
+            raise BadRequest(f"truncate: Expected `bool | null`, got {fields.truncate!r}", "truncate")
         texts = texts_of(fields.texts, "texts")
         return TEIRerankRequest(
             inputs=[fields.query, *texts],
             options=EmbedOptions(truncate=_truncate(fields)),
+            sent_as={"input": "texts"},
             documents=texts if fields.return_text else None,
-            raw_scores=fields.raw_scores,
+            raw_scores=bool(fields.raw_scores),
         )
 
-    def job(self, request: TEIRerankRequest, jobs: Jobs) -> Job[Ranking]:
+    def job(self, request: TEIRerankRequest | JinaRerankRequest, jobs: Jobs) -> Job[Ranking]:
         return ranking_job(request, jobs)
 
-    def reply(self, request: TEIRerankRequest, result: Ranking, _: ReplyContext) -> Reply:
+    def reply(self, request: TEIRerankRequest | JinaRerankRequest, result: Ranking, context: ReplyContext) -> Reply:
+        if isinstance(request, JinaRerankRequest):
+            return self._jinas.reply(request, result, context)
         results: list[TEIRankedText] = []
         for each in result.results:
             score = each.relevance_score
@@ -228,11 +260,16 @@ class TEISimilarity(Dialect[ParsedRequest, Embeddings]):
     _body = BodyParser(TEISimilarityBody)
 
     def parse(self, body: bytes, _: str) -> ParsedRequest:
-        given = self._body(body).inputs
-        return ParsedRequest(inputs=[*texts_of(given.sentences, "inputs.sentences"), given.source_sentence])
+        fields = self._body(body)
+        given, how = fields.inputs, fields.parameters or TEISimilarityParameters()
+        return ParsedRequest(
+            inputs=[*texts_of(given.sentences, "inputs.sentences"), given.source_sentence],
+            options=EmbedOptions(prompt=how.prompt_name, truncate=_truncate(how)),
+            sent_as={"input": "inputs.sentences", "prompt_name": "parameters.prompt_name"},
+        )
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
-        return jobs.encode(request.inputs)
+        return jobs.encode(request.inputs, with_prompt_of(jobs, request.options))
 
     def reply(self, _: ParsedRequest, result: Embeddings, __: ReplyContext) -> Reply:
         vectors = result.vectors

@@ -25,7 +25,7 @@ class TokenizeBody(msgspec.Struct):
     """Body of ``POST /tokenize``."""
 
     inputs: str | list[str]
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None  # true by default
     prompt_name: str | None = None
     model: str | None = None
 
@@ -34,7 +34,7 @@ class DecodeBody(msgspec.Struct):
     """Body of ``POST /decode``."""
 
     ids: list[int | list[int]]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None  # true by default
     model: str | None = None
 
 
@@ -104,7 +104,8 @@ class Tokenize(TokensDialect):
             inputs=texts_of(fields.inputs, "inputs"),
             model=fields.model,
             options=EmbedOptions(prompt=fields.prompt_name),
-            special=fields.add_special_tokens,
+            sent_as={"input": "inputs"},
+            special=fields.add_special_tokens is not False,
         )
 
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
@@ -138,7 +139,9 @@ class Decode(TokensDialect):
     def parse(self, body: bytes, _: str) -> TokensRequest:
         fields = self._body(body)
         ids: Any = inputs_of(fields.ids, "ids")
-        return TokensRequest(inputs=ids, model=fields.model, special=not fields.skip_special_tokens)
+        return TokensRequest(
+            inputs=ids, model=fields.model, sent_as={"input": "ids"}, special=fields.skip_special_tokens is False
+        )
 
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
         yield dumps([jobs.tokenizer.decode(ids, special=request.special) for ids in request.inputs])
@@ -160,7 +163,7 @@ class Detokenize(TokensDialect):
 
     def parse(self, body: bytes, _: str) -> TokensRequest:
         fields = self._body(body)
-        return TokensRequest(inputs=[fields.tokens], model=fields.model, special=False)
+        return TokensRequest(inputs=[fields.tokens], model=fields.model, sent_as={"input": "tokens"}, special=False)
 
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
         yield dumps({"content": jobs.tokenizer.decode(request.inputs[0], special=request.special)})

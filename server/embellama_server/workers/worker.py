@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 
 from embellama.batch import Batch, Tokens
-from embellama.errors import ModelLoadError
+from embellama.errors import EmbeddingFailed, ModelLoadError
 from embellama_server.config import ServerConfig
 from embellama_server.workers.channel import STARTED, ReplyWriter, Task
 
@@ -61,7 +61,8 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
         try:
             rows = model.encode(task.batch, task.n_threads)
         except Exception as error:  # whatever it is, the front must hear of it
-            replies.send_error(task.id, str(error) or repr(error))
+            reason = error.reason if isinstance(error, EmbeddingFailed) else str(error)
+            replies.send_error(task.id, reason or repr(error))
         else:
             replies.send_rows(task.id, rows)
     model.close()
