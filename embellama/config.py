@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from embellama.errors import ConfigError
+from embellama.machine.cgroups import cpu_quota
 from embellama.outputs import check_normalization
 from embellama.pooling import Pooling
 
@@ -28,9 +29,6 @@ MAX_AUTO_WORKERS = 8
 
 # Tokens computed together where nothing was measured: 96 to 256 were within noise of the best on two x86 machines.
 DEFAULT_BATCH_TOKENS = 192
-
-# A container's share of the CPU, as "quota period" in microseconds or "max period" (cgroup v2).
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,8 +192,7 @@ def auto_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
 def n_cores() -> int:
     """Count the cores this process may use: its affinity, and its container's share."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_MAX.read_text().split()
-        return max(1, min(n, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return n
+    quota = cpu_quota()
+    # A share of 1.5 counts as 2: with two workers it embeds 1.5 times as many texts as with one, and with two threads a
+    # lone text takes 0.63 of the time.
+    return n if quota is None else max(1, min(n, math.ceil(quota)))

@@ -1,6 +1,5 @@
 """Settings: defined once, checked, and reached by keyword, builder, flag and variable."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from embellama_server.config import ServerConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embellama import ConfigError, EngineConfig, config
+from embellama import ConfigError, EngineConfig
 from embellama.cli.flags import config_options, defaults, flags, variable
 from embellama.config import convert, n_cores
 from tests.conftest import ROOT, tracked
@@ -94,17 +93,6 @@ def test_threads_share_the_cores_unless_told() -> None:
     assert (told.n_threads_busy, told.n_threads_alone) == (3, 3)
 
 
-@pytest.mark.parametrize(("share", "n"), [("50000 100000", 1), ("150000 100000", 2), ("max 100000", 64), (None, 64)])
-def test_a_container_s_share_of_the_cpu_counts(
-    share: str | None, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(config, "CPU_MAX", tmp_path / "cpu.max")
-    if share:
-        config.CPU_MAX.write_text(share)
-    assert n_cores() == n
-
-
 def test_flags_win_over_variables_and_variables_over_defaults() -> None:
     variables = {"EMBELLAMA_MODEL_PATH": "env.gguf", "EMBELLAMA_QUEUE_SIZE": "7", "EMBELLAMA_PORT": "9000"}
     config = shown("--port", "9001", **variables)
@@ -174,3 +162,14 @@ def test_every_setting_is_documented() -> None:
         shown_default = "required" if "default" not in schema[field] else defaults(ServerConfig)[field] or "—"
         row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
         assert row in rows
+
+
+@pytest.mark.parametrize(("field", "value"), [("model_name", "x"), ("aliases", ("x",))])
+def test_a_name_beside_models_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is .*each of them has names of its own"):
+        ServerConfig(models=({"model_path": "m.gguf"},), **{field: value}).checked()  # type: ignore[arg-type]
+
+
+def test_a_file_name_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the file's name is not UTF-8"):
+        ServerConfig(model_path=os.fsdecode(b"m\xff.gguf")).checked()

@@ -91,6 +91,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("no model to serve: give --model-path, or [[models]] in the file of --config")
         if self.models and self.model_path:
             raise ConfigError(f"model_path is {self.model_path!r}, but there are [[models]] too; give one or the other")
+        for field in ("model_name", "aliases") if self.models else ():
+            if value := getattr(self, field):
+                raise ConfigError(f"{field} is {value!r}, but there are [[models]]; each of them has names of its own")
+        try:
+            self.model_path.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"model_path is {self.model_path!r}: the file's name is not UTF-8; rename it") from None
         return super().checked()
 
     def pools(self) -> "list[ServerConfig]":

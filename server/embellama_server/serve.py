@@ -17,7 +17,6 @@ import os
 import resource
 import signal
 import socket
-from pathlib import Path
 from types import FrameType
 
 import click
@@ -32,6 +31,7 @@ from embellama.gguf.header import Header
 from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
 from embellama.jobs import Jobs
+from embellama.machine.cgroups import memory_left
 from embellama.tuning import tuned_apart
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
@@ -220,11 +220,8 @@ def _check_memory(models: list[ServedModel]) -> None:
 def _available_bytes() -> int:
     """Return how much memory this process and its children may still take."""
     available = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" is none
-        folder = Path("/sys/fs/cgroup")
-        most, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
-        available = min(available, int(most) - int(used))
-    return available
+    left = memory_left()  # of a container's own limit
+    return available if left is None else min(available, left)
 
 
 def _listen(config: ServerConfig) -> socket.socket:
