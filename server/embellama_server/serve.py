@@ -26,6 +26,7 @@ import uvicorn
 import uvloop
 
 from embellama.advice.formats import faster_format
+from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
@@ -60,6 +61,8 @@ def serve(config: ServerConfig) -> None:
         click.ClickException: The address cannot be listened on.
     """
     set_up_logging(config)
+    for name in left_out_variables(ServerConfig):
+        logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
     state = build(config)
     with _listen(config) as listener:
