@@ -157,6 +157,8 @@ class Scheduler:
 
     def tokens_before(self, n_tokens: int) -> int:
         """Estimate how many tokens are computed until a new request of so many is answered, its own included."""
+        if not self._room.n_requests and not any(self._held.values()):
+            return n_tokens
         held = sum(batch.n_tokens for held in self._held.values() for batch in held.values())
         return held + self._room.tokens_before(n_tokens)
 

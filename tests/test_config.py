@@ -1,5 +1,6 @@
 """Settings: defined once, checked, and reached by keyword, builder, flag and variable."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama import ConfigError, EngineConfig
-from embellama.cli.flags import config_options, defaults, flags, variable
+from embellama.cli.flags import config_options, defaults, flags, left_out_variables, variable
 from embellama.config import convert, n_cores
 from tests.conftest import ROOT, tracked
 
@@ -98,6 +99,18 @@ def test_flags_win_over_variables_and_variables_over_defaults() -> None:
     config = shown("--port", "9001", **variables)
     assert (config["model_path"], config["queue_size"], config["port"]) == ("env.gguf", 7, 9001)
     assert config["timeout_ms"] == 30_000
+
+
+@pytest.mark.parametrize("value", ["tcp://10.96.0.12:8000", "udp://10.96.0.12:53", "tcp://[fd00::1]:8000"])
+def test_the_address_of_a_kubernetes_service_is_no_setting(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("EMBELLAMA_PORT", value)
+    monkeypatch.setenv("EMBELLAMA_PORT_8000_TCP", value)
+    monkeypatch.setenv("EMBELLAMA_SERVICE_HOST", "10.96.0.12")
+    assert shown("--model-path", "m.gguf")["port"] == 8000
+    assert shown("--model-path", "m.gguf", "--port", "9000")["port"] == 9000
+    assert left_out_variables(ServerConfig) == ["EMBELLAMA_PORT"]
+    for wrong in ("--port", value), ("--workers", value):
+        assert CliRunner().invoke(show, ["--model-path", "m.gguf", *wrong]).exit_code == 2
 
 
 def test_the_issue_names_of_flags_exist() -> None:

@@ -6,6 +6,8 @@ engine choose, users read and write ``auto``.
 """
 
 import functools
+import os
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -20,6 +22,9 @@ from embellama.errors import ConfigError, EmbellamaError
 Function = TypeVar("Function", bound=Callable[..., Any])
 Options = TypeVar("Options", bound=msgspec.Struct)
 
+# For a Service named `x`, Kubernetes gives each container in its namespace a variable X_PORT: tcp://10.96.0.12:8000.
+SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
+
 
 def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
     """Return the flag of each field of `kind`, without its dashes: ``num_workers`` has ``workers``.
@@ -33,6 +38,12 @@ def flags(kind: type[msgspec.Struct]) -> dict[str, str]:
 def variable(flag: str) -> str:
     """Return the environment variable of a flag: ``queue-size`` has ``EMBELLAMA_QUEUE_SIZE``."""
     return f"EMBELLAMA_{flag.upper().replace('-', '_')}"
+
+
+def left_out_variables(kind: type[msgspec.Struct]) -> list[str]:
+    """List the variables that are set but are no settings: they have the address of a Kubernetes Service."""
+    names = [variable(flag) for flag in flags(kind).values()]
+    return [name for name in names if _is_service_port(name, os.environ.get(name, ""))]
 
 
 def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
@@ -64,6 +75,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl([record for name in names if (record := left.pop(name, None))])
         with formatter.section("Options"):
             formatter.write_dl([record for record in left.values() if record])
+
+
+class _Option(click.Option):
+    """An option whose variable is not read where Kubernetes has set it."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        return None if isinstance(self.envvar, str) and _is_service_port(self.envvar, value or "") else value
 
 
 def config_options(
@@ -152,6 +171,10 @@ def _read(path: str, kind: type[Config]) -> dict[str, Any]:
     return values
 
 
+def _is_service_port(name: str, value: str) -> bool:
+    return name.endswith("_PORT") and bool(SERVICE_PORT.fullmatch(value))
+
+
 def _extra(type: msgspec.inspect.Type) -> dict[str, Any]:
     return (type.extra or {}) if isinstance(type, Metadata) else {}
 
@@ -203,6 +226,7 @@ def _options(
             click.option(
                 names,
                 field.name,
+                cls=_Option,
                 type=type,
                 multiple=listed,
                 metavar="AUTO|INTEGER" if field.name in auto_fields(kind) else None,

@@ -79,9 +79,9 @@ def build_app(state: ServerState) -> ASGIApp:
     first_model = next(iter(state.models))
     starlette = Starlette(
         routes=[
-            *(Route(path, route, methods=["POST"]) for path, route in routes.items()),
             *pages.routes(state),
             *ollama.routes(state),
+            *(Route(path, route, methods=["POST"]) for path, route in routes.items()),
             *openapi.routes(first_model),
             *docs.routes(first_model),
         ],

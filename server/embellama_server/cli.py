@@ -3,6 +3,10 @@
 settings ──► vocabulary (checks the file before anything starts) ──► socket ──► workers ──► uvicorn  (serve.py)
 """
 
+from embellama_server import hangups  # noqa: F401  # before all that takes time
+
+# isort: split
+
 import click
 
 from embellama import __version__

@@ -34,7 +34,7 @@ class Exchange:
     """One request of a dialect and its reply; used on the event loop.
 
     Attributes:
-        accept: The content types that the client accepts, in lower case.
+        accept: The content types that the client accepts, in lower case; those of several headers as one list.
         model: Name of the model that was asked for; empty until it is known.
         n_characters: Characters of all texts.
         n_truncated: Texts of which tokens were left out.
@@ -54,7 +54,7 @@ class Exchange:
         self.accept = ""
         for name, value in scope["headers"]:
             if name == b"accept":
-                self.accept = value.decode("latin-1").lower()
+                self.accept += f",{value.decode('latin-1').lower()}"
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._id = value
         self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))

@@ -14,6 +14,7 @@ import msgspec
 
 from embellama import errors
 from embellama.errors import EmbellamaError, InputError
+from embellama_server.workers.dispatcher import TooManyForDeadline
 
 
 class BadRequest(InputError):
@@ -55,6 +56,7 @@ class MethodNotAllowed(BadRequest):
 STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.InputError: (400, "invalid_request_error", None),
     errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    TooManyForDeadline: (400, "invalid_request_error", "max_tokens_per_request"),
     TooManyTokens: (400, "invalid_request_error", "max_tokens_per_request"),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     NotFound: (404, "invalid_request_error", "not_found"),

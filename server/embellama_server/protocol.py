@@ -6,12 +6,17 @@ bytes ── Protocol.data_received ──► httptools ──► the applicatio
 uvicorn bounds neither how large a head may be nor how long it may take, nor how long a client may go on sending after
 it was answered, nor how long it may leave its answer unread; bodies are the application's to bound. And uvicorn
 sends an answer's head by itself, which wakes a client that then has to wait for the rest.
+
+A request that offers another protocol (`Upgrade: h2c`) is answered over HTTP/1.1, which leaves the offer aside.
+httptools takes what comes after its head for that protocol: it drops the body that came in the same packet, and reads
+the rest of it as a request. So the head is given to a new parser once more, without the offer.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -55,7 +60,11 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._n_head is not None:
             self._n_head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._n_head is not None and self._n_head > MAX_HEAD_BYTES and not self.transport.is_closing():
             message = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", message, "headers_too_large")
@@ -70,11 +79,15 @@ class Protocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # `_parse` does it again
         self._n_head = None
         self._head_timer.stop()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._linger_timer.stop()
         super().on_message_complete()
 
@@ -95,6 +108,31 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse bytes that are no HTTP, as uvicorn does but in OpenAI's shape."""
         self._refuse(b"400 Bad Request", msg, "bad_request")
+
+    def _parse(self, data: bytes) -> None:
+        """Give the parser what came, heads that offer another protocol a second time; raises `HttpParserError`."""
+        while data and not self.transport.is_closing():
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            if self.parser.get_method() == b"CONNECT":  # what comes after its head is never HTTP
+                self.send_400_response("CONNECT is for proxies.")
+                return
+            head = self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.parser.feed_data(head)
+
+    def _head_without_offer(self) -> bytes:
+        """Write the head that was read, as it was but for `upgrade`."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        if any(b"\r" in line or b"\n" in line for line in lines):
+            raise httptools.HttpParserError("a line of the head is several")
+        return b"\r\n".join([*lines, b"", b""])
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle

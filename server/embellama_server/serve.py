@@ -3,7 +3,7 @@
 load vocabulary ──► tune ──► bind socket ──► start workers ──► uvicorn
                                                                  │
 SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0; a second one: at once
-SIGHUP          ──► replace the workers, one after another
+SIGHUP          ──► replace the workers, one after another, as soon as they have loaded
 a model that does not load in a worker ──► the same, exit 1
 """
 
@@ -26,6 +26,7 @@ import uvicorn
 import uvloop
 
 from embellama.advice.formats import faster_format
+from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.weights import Weights
@@ -33,6 +34,7 @@ from embellama.info import ModelInfo
 from embellama.jobs import Jobs
 from embellama.machine.cgroups import memory_left
 from embellama.tuning import tuned_apart
+from embellama_server import hangups
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
 from embellama_server.protocol import Protocol
@@ -61,6 +63,8 @@ def serve(config: ServerConfig) -> None:
         click.ClickException: The address cannot be listened on.
     """
     set_up_logging(config)
+    for name in left_out_variables(ServerConfig):
+        logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
     state = build(config)
     with _listen(config) as listener:
@@ -174,11 +178,12 @@ async def _run(http: _HttpServer, listener: socket.socket) -> None:
             await dispatcher.restart_workers()
 
     def restart_workers() -> None:
+        if http.should_exit:
+            return
         task = loop.create_task(restart_all())
         restarts.add(task)
         task.add_done_callback(restarts.discard)
 
-    loop.add_signal_handler(signal.SIGHUP, restart_workers)
     try:
         failures = []
         for dispatcher in dispatchers:
@@ -186,6 +191,7 @@ async def _run(http: _HttpServer, listener: socket.socket) -> None:
                 failures.append(dispatcher.start())
             except OSError as error:
                 raise click.ClickException(f"cannot start {dispatcher.n_workers} workers: {error.strerror}") from None
+        hangups.on_hangup(lambda: loop.call_soon_threadsafe(restart_workers))
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         await asyncio.wait([serving, *failures], return_when=asyncio.FIRST_COMPLETED)
         http.should_exit = True
@@ -194,6 +200,9 @@ async def _run(http: _HttpServer, listener: socket.socket) -> None:
             if failed.done():
                 failed.result()
     finally:
+        hangups.ignore()
+        for task in restarts:
+            task.cancel()
         await asyncio.gather(*(dispatcher.close(at_once=http.force_exit) for dispatcher in dispatchers))
         if http.state.n_unanswered:
             logger.error("%d accepted requests could not be answered in time; they got 503", http.state.n_unanswered)

@@ -5,7 +5,7 @@ import json
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
@@ -178,6 +178,82 @@ def test_pipelined_requests_are_answered_in_order(target: FaultyServer) -> None:
             answer = read_answer(client)
             assert answer.status == 200
             np.testing.assert_allclose(json.loads(answer.body)["data"][0]["embedding"], row, atol=1e-3)
+
+
+OFFERS = ["h2c", "websocket", "TLS/1.0, HTTP/2.0", "nothing that exists"]
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def chunked(body: bytes, *headers: str) -> bytes:
+    """Write a request in chunks of 7 bytes, with trailers that offer another protocol once more."""
+    head = CHUNKED[:-2] + "".join(f"{header}\r\n" for header in headers).encode() + b"\r\n"
+    chunks = [body[i : i + 7] for i in range(0, len(body), 7)]
+    trailers = b"connection: upgrade\r\nupgrade: h2c\r\n"
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n"
+
+
+def offering(offer: str) -> tuple[str, ...]:
+    return ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("write", [request, chunked])
+@pytest.mark.parametrize("size", [1, 50, 230, 1 << 20], ids=lambda size: f"packets of {size}")
+def test_offers_of_another_protocol_are_left_aside(
+    target: FaultyServer, offer: str, write: Callable[..., bytes], size: int
+) -> None:
+    # The body has a request in it, and is whole: each of them has an answer, and nothing else has.
+    body = b'{"model": "tiny", "input": "red", "x": ' + json.dumps(SMUGGLED.decode()).encode() + b"}" + b"\r\n" * 4
+    once = write(body, *offering(offer))
+    sent = once + request(embed("red")) + once + b"GET /livez HTTP/1.1\r\nhost: x\r\n" + head_lines(offering(offer))
+    with connected(target) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(0, len(sent), size):
+            client.sendall(sent[i : i + size])
+        assert [read_answer(client).status for _ in range(4)] == [200, 200, 200, 200]
+        client.sendall(once + SMUGGLED)
+        assert [read_answer(client).status for _ in range(2)] == [200, 404]
+
+
+def head_lines(headers: tuple[str, ...]) -> bytes:
+    return "".join(f"{header}\r\n" for header in headers).encode() + b"\r\n"
+
+
+@pytest.mark.parametrize("n_first", [0, 1, len(SMUGGLED), 1 << 20])
+def test_no_byte_of_a_body_is_read_as_a_head(target: FaultyServer, n_first: int) -> None:
+    for write in (request, chunked):
+        sent = write(SMUGGLED * 3, *offering("h2c"), "connection: close")
+        n_head = sent.index(b"\r\n\r\n") + 4
+        with connected(target) as client:
+            client.sendall(sent[: n_head + n_first])
+            time.sleep(0.05)  # so that the rest comes in a packet of its own
+            client.sendall(sent[n_head + n_first :])
+            said = wait_hung_up(client)
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert b"not valid JSON" in said
+
+
+@pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"CONNECT /v1/embeddings HTTP/1.1", b"CONNECT x HTTP/1.1"])
+def test_what_comes_after_connect_is_not_read(target: FaultyServer, line: bytes) -> None:
+    with connected(target) as client:
+        client.sendall(line + b"\r\nhost: x\r\ncontent-length: 500\r\n\r\n" + SMUGGLED * 3)
+        said = wait_hung_up(client)
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert said.startswith(b"HTTP/1.1 400 ")
+
+
+def test_offers_may_come_with_other_faults(target: FaultyServer) -> None:
+    both = (*offering("h2c"), "transfer-encoding: chunked")
+    assert ask(target, request(b"0\r\n\r\n", *both)).status == 400
+    with connected(target) as client:
+        client.sendall(request(embed("red"), *offering("h2c"), version="1.0"))
+        assert read_answer(client).status == 200
+        assert client.recv(1) == b""
+    with connected(target) as client:
+        client.sendall(request(b"", *offering("h2c"), "expect: 100-continue", length=len(embed("red"))))
+        assert read_answer(client).status == 100
+        client.sendall(embed("red"))
+        assert read_answer(client).status == 200
 
 
 def test_http_1_0_is_answered_and_closed(target: FaultyServer) -> None:

@@ -1,11 +1,12 @@
 """More work than can wait: refused at once, with an estimate of when to come again; what was accepted is answered."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.conftest import Reference
+from tests.conftest import Reference, wait_until
 from tests.faults.conftest import FaultyServer, StartFaulty, are_vectors_of
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
@@ -67,9 +68,33 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_at_once(
     flags = ("--model-path", model_path, "--workers", "1", "--max-batch-tokens", "1", "--timeout-ms", "5000")
     with start_faulty(*flags, hook="slow") as server:
         server.post("a")  # so that it is known how long a text takes
-        refused = server.post(["a"] * 100)
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(server.post, ["a"] * 10)
+            wait_until(lambda: server.n_batches() >= 2, "another is being computed")
+            refused = server.post(["b"] * 12)
+            assert other.result().status_code == 200
         assert refused.status_code == 503
         assert "but 5.0 s are left of timeout_ms" in refused.json()["error"]["message"]
-        assert int(refused.headers["retry-after"]) > 5
-        assert server.n_batches() == 1, "nothing of it was computed"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.n_batches() == 11, "nothing of it was computed"
+        assert server.post(["b"] * 12).status_code == 200, "the machine is idle"
         assert are_vectors_of(server.post(reference.texts[0]), reference, [0])
+
+
+def test_a_request_that_an_idle_machine_could_not_do_is_not_asked_to_come_again(
+    start_faulty: StartFaulty, model_path: str
+) -> None:
+    flags = ("--model-path", model_path, "--workers", "1", "--max-batch-tokens", "1", "--timeout-ms", "5000")
+    with start_faulty(*flags, hook="slow") as server:
+        server.post("a")  # so that it is known how long a text takes
+        refused = server.post(["a"] * 100)
+        assert refused.status_code == 400
+        assert "retry-after" not in refused.headers
+        error = refused.json()["error"]
+        found = re.search(r"has 300 tokens; about (\d+) can be computed here within timeout_ms", error["message"])
+        assert found, error
+        assert (error["code"], error["param"]) == ("max_tokens_per_request", "input")
+        assert server.n_batches() == 1, "nothing of it was computed"
+        n_texts = int(found[1]) // 3
+        assert 10 < n_texts < 25, "0.2 s each, and some of the 5 s to spare"
+        assert server.post(["a"] * n_texts).status_code == 200

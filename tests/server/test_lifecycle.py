@@ -4,14 +4,16 @@ import asyncio
 import signal
 import socket
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
+from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
-from tests.conftest import Reference, StartServer, wait_until
+from tests.conftest import BIN, Reference, StartServer, wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
 
@@ -30,6 +32,36 @@ def test_ctrl_c_while_starting_ends_cleanly(start_server: StartServer, model_pat
     with start_server("--model-path", model_path, "--workers", "2", ready=False) as server:
         for process in (*server.workers(), server.process):
             process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=30) == 0
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4, 0.7, 1.0, 1.5])
+def test_hangups_while_starting_wait_until_there_are_workers(tiny_path: str, tmp_path: Path, seconds: float) -> None:
+    log = tmp_path / "log"
+    command = [str(BIN / "embellama-server"), "--model-path", tiny_path, "--workers", "2", "--port", "0"]
+    with log.open("w") as stderr, psutil.Popen(command, stderr=stderr) as process:
+        try:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda: process.poll() is not None or log.read_text().count("is to be replaced") == 2,
+                "it is obeyed",
+                20,
+            )
+        finally:
+            process.terminate()
+        assert process.wait(timeout=30) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+
+
+def test_hangups_do_not_hold_up_the_end(start_server: StartServer, tiny_path: str) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "2") as server:
+        server.process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            while server.process.poll() is None:
+                server.process.send_signal(signal.SIGHUP)
+                time.sleep(0.001)
         assert server.process.wait(timeout=30) == 0
         assert "Traceback" not in server.log.read_text()
 

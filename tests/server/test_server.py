@@ -132,6 +132,24 @@ def test_models_and_health_tell_what_is_served(server: Server, client: openai.Op
     assert picture["waiting"] == {"requests": 0, "tokens": 0}
 
 
+def test_the_environment_of_a_kubernetes_service_does_not_keep_it_from_starting(
+    start_server: StartServer, tiny_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBELLAMA_PORT", "tcp://10.96.0.12:8000")
+    with start_server("--model-path", tiny_path, "--workers", "1") as server:
+        assert "EMBELLAMA_PORT=tcp://10.96.0.12:8000 is left out" in server.log.read_text()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_root_answers_those_who_ask_whether_it_is_there(server: Server, method: str) -> None:
+    answer = httpx.request(method, server.url + "/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert answer.text == ("embellama is running" if method == "GET" else "")
+    assert int(answer.headers["content-length"]) == len("embellama is running")
+    assert set(httpx.put(server.url + "/").headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+    assert httpx.post(server.url + "/", json={"inputs": "a"}).status_code == 200
+
+
 def test_a_body_over_the_limit_is_413(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "1", "--max-body-bytes", "1000") as server:
         told = httpx.post(f"{server.url}/v1/embeddings", content=b"x" * 1001)

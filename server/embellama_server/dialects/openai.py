@@ -13,6 +13,7 @@ from embellama.jobs import Job, Jobs
 from embellama.options import ChunkOptions, EmbedOptions
 from embellama.outputs import quantize
 from embellama.results import Chunks, Embeddings
+from embellama_server.accept import best_type
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.dialects.bodies import (
     BodyParser,
@@ -152,7 +153,8 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
             prompt=fields.prompt_name or fields.input_type or fields.task,
             normalize=fields.normalized if fields.normalized is not None else fields.normalize,
         )
-        streams = NDJSON in accept
+        content_type = best_type(accept, (JSON, NDJSON, BINARY))
+        streams = content_type == NDJSON
         if streams and fields.late_chunking:
             raise InvalidOption("late_chunking", f"does not go with {NDJSON}: its parts are read together")
         return OpenAIEmbeddingsRequest(
@@ -168,7 +170,7 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
             encoding=encoding,
             late_chunking=fields.late_chunking,
             return_truncated=fields.return_truncated,
-            binary=BINARY in accept,
+            binary=content_type == BINARY,
         )
 
     def job(self, request: OpenAIEmbeddingsRequest, jobs: Jobs) -> Job[Any]:

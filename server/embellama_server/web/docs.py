@@ -74,7 +74,7 @@ def page(model: str) -> str:
         if "post" in operations:
             operation = {name: value for name, value in operations["post"].items() if name != "operationId"}
             same.setdefault(str(operation), []).append(path)
-        else:
+        if "get" in operations:
             gets.append(GetLine(path, operations["get"]["summary"], is_link="{" not in path))
     posts = [_section(paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
     return _template().render(

@@ -39,6 +39,7 @@ TEXT, HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
 
 # Paths that are read with GET: what they give, its content type and its body's type.
 _PAGES: dict[str, tuple[str, str, Any]] = {
+    "/": ("That the server is there.", TEXT, str),
     "/v1/models": ("The models that are served.", JSON, pages.ModelList),
     "/v1/models/{id}": ("One of the models that are served, by name or alias.", JSON, pages.ModelDescription),
     "/models": ("The same as `/v1/models`.", JSON, pages.ModelList),
@@ -81,7 +82,7 @@ def description(model: str) -> dict[str, Any]:
         path: {"post": _post(dialect, path, model)} for dialect in DIALECTS for path in dialect.paths
     }
     for path in _PAGES:
-        paths[path] = {"get": _get(path), "head": _head(path)}
+        paths.setdefault(path, {}).update(get=_get(path), head=_head(path))
     for path, operations in paths.items():
         answers = {"204": {"description": "See `allow`.", "headers": _ALLOW}, "431": _error(HEAD_TOO_LARGE)}
         name = path.partition("{")[2].partition("}")[0]

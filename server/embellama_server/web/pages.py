@@ -1,6 +1,7 @@
 """Pages that need no model to compute anything: lists, health, metrics.
 
-ServerState ──► GET /v1/models, /info ……              what is served, in each dialect's words
+ServerState ──► GET /                                 that the server is there
+            ──► GET /v1/models, /info ……              what is served, in each dialect's words
             ──► GET /livez, /readyz, /health          alive; ready; how the workers are
             ──► GET /metrics                          for Prometheus
 """
@@ -87,6 +88,8 @@ def routes(state: ServerState) -> list[Route]:
     """Return the pages' routes."""
     pages = _Pages(state)
     return [
+        # POST is a dialect's, and does not come here; `allow` names it.
+        Route("/", pages.root, methods=["GET", "POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{id:path}", pages.model),
         Route("/models", pages.models),
@@ -127,6 +130,10 @@ class _Pages:
 
     def __init__(self, state: ServerState):
         self._state = state
+
+    async def root(self, _: Request) -> Response:
+        """Answer those who ask whether there is a server at all, as Ollama does."""
+        return Response("embellama is running", media_type="text/plain")
 
     async def models(self, _: Request) -> Response:
         return as_json({"object": "list", "data": [_description(model) for model in self._state.models.values()]})

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from embellama.backend import PoolState, PoolStatus, Progress, Times
 from embellama.batch import Batch, RowKind, Rows, Tokens
-from embellama.errors import EmbeddingFailed, Overloaded, Unavailable
+from embellama.errors import EmbeddingFailed, InputError, Overloaded, Unavailable
 from embellama.ledger import Ledger, OpenRequest
 from embellama.scheduler import Limits, Scheduler
 from embellama_server.config import ServerConfig
@@ -50,6 +50,22 @@ MAX_RETRY_AFTER_S = 60.0
 
 
 OnBatch = Callable[[int, int], None]
+
+
+class TooManyForDeadline(InputError):
+    """More tokens in one request than all workers could compute in the time it has, with nothing else to do."""
+
+    param = "input"
+
+    def __init__(self, n_tokens: int, limit: int, timeout_ms: int):
+        super().__init__(n_tokens, limit, timeout_ms)
+        self.n_tokens, self.limit, self.timeout_ms = n_tokens, limit, timeout_ms
+
+    def __str__(self) -> str:
+        return (
+            f"the request has {self.n_tokens} tokens; about {self.limit} can be computed here within timeout_ms, "
+            f"which is {self.timeout_ms}"
+        )
 
 
 class Dispatcher:
@@ -151,6 +167,7 @@ class Dispatcher:
         Raises:
             Unavailable: No worker is ready, or the pool is closing.
             Overloaded: The waiting room is full, or the request could not be done by its deadline.
+            TooManyForDeadline: The request could not be done by its deadline on an idle machine either.
             EmbeddingFailed: A text killed workers not long ago.
         """
         self.check_room()
@@ -217,10 +234,14 @@ class Dispatcher:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _refuse_late(self, n_tokens: int, deadline: float) -> None:
-        """Raise `Overloaded` for a request that could not be answered by its deadline."""
+        """Raise `TooManyForDeadline` or `Overloaded` for a request that could not be answered by its deadline."""
         rate = self._rate()
         if not rate:
             return
+        # Asked to come again, a client would do so for ever.
+        limit = int(self._supervisor.rate * self.n_workers * CAUTION * self._config.timeout_ms / 1000)
+        if n_tokens > limit and deadline < float("inf"):
+            raise TooManyForDeadline(n_tokens, limit, self._config.timeout_ms)
         wait = self._scheduler.tokens_before(n_tokens) / rate / CAUTION
         left = deadline - self._loop.time()
         if wait > left:

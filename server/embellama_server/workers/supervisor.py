@@ -137,7 +137,7 @@ class Supervisor:
         receiver.process.send(batch, n_threads, texts)
 
     async def restart_all(self) -> None:
-        """Replace every worker, one after another; each serves until its successor does.
+        """Replace every worker, one after another, once it has loaded; each serves until its successor does.
 
         Asked again meanwhile, it does so once more at the end, however often it was asked.
         """
@@ -147,6 +147,7 @@ class Supervisor:
         async with self._restarting:
             self._restart_waits = False
             for worker in list(self._workers.values()):
+                await worker.settled.wait()  # it may have read an older file
                 if worker.state == "ready" and (successor := self._replace(worker, "all are started again")):
                     await successor.settled.wait()
 
