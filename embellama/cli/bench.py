@@ -7,6 +7,7 @@ import msgspec
 
 from embellama.advice.bench import bench as run_bench
 from embellama.advice.report import chart, check_chart, table
+from embellama.cli.output import write_line
 from embellama.errors import EmbellamaError
 
 
@@ -29,4 +30,4 @@ def bench(seconds: float, as_json: bool, chart_path: str | None, paths: Sequence
             chart(report, chart_path)
     except (EmbellamaError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(msgspec.json.encode(report) if as_json else table(report))
+    write_line(msgspec.json.encode(report) if as_json else table(report))

@@ -3,6 +3,7 @@
 import click
 import msgspec
 
+from embellama.cli.output import write_line
 from embellama.machine.devices import GPU_BUILD, gpu_build
 from embellama.machine.devices import devices as list_devices
 
@@ -13,10 +14,10 @@ def devices(as_json: bool) -> None:
     """List what this build of llama.cpp can compute on."""
     found = list_devices()
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        write_line(msgspec.json.encode(found))
         return
     for device in found:
         free, total = device.free_bytes / 1e9, device.total_bytes / 1e9
-        click.echo(f"{device.name}  {device.kind}  {device.description}  {free:.1f} of {total:.1f} GB free")
+        write_line(f"{device.name}  {device.kind}  {device.description}  {free:.1f} of {total:.1f} GB free")
     if not gpu_build():
-        click.echo(f"This build uses no GPU; {GPU_BUILD}")
+        write_line(f"This build uses no GPU; {GPU_BUILD}")

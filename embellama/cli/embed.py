@@ -1,15 +1,18 @@
 """`embellama embed`: print the embedding of each text as a JSON list."""
 
+import codecs
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 import msgspec
 
 from embellama.cli.flags import call_options, config_options
+from embellama.cli.output import write_line
 from embellama.config import EngineConfig
 from embellama.engine import EmbeddingEngine
+from embellama.errors import InvalidText
 from embellama.options import EmbedOptions
 
 
@@ -22,7 +25,21 @@ def embed(config: EngineConfig, options: EmbedOptions, texts: Sequence[str]) -> 
 
     Without TEXTS, each line of standard input is a text.
     """
-    lines = texts or (line.rstrip("\r\n") for line in sys.stdin)
+    lines = texts or _lines()
     with EmbeddingEngine(config) as engine:
         for row in engine.embed_stream(config.model_name, lines, **msgspec.structs.asdict(options)):
-            click.echo(json.dumps(row.tolist()))
+            write_line(json.dumps(row.tolist()))
+
+
+def _lines() -> Iterator[str]:
+    """Read texts from standard input: UTF-8 whatever the locale, and without the mark that some editors begin with."""
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed; give TEXTS")
+    for index, line in enumerate(sys.stdin.buffer):
+        if index == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            reason = f"is not UTF-8: its byte {error.start} is {line[error.start]:#04x}"
+            raise InvalidText(index, reason) from None

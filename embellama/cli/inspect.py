@@ -5,6 +5,7 @@ import msgspec
 
 from embellama.advice import inspection
 from embellama.cli.flags import config_options
+from embellama.cli.output import write_line
 from embellama.config import EngineConfig
 
 
@@ -15,7 +16,7 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
     """Say what the engine would do with a GGUF file, and warn of what is usually wrong with one."""
     found = inspection.inspect(config)
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        write_line(msgspec.json.encode(found))
         return
     facts = msgspec.structs.asdict(found.info) | msgspec.structs.asdict(found)
     for field in ("info", "warnings", "faster", "loaded", "changed"):
@@ -23,8 +24,8 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
     facts["n_bytes"] = f"{found.info.n_bytes / 1e6:.1f} MB"
     width = max(map(len, facts))
     for field, value in facts.items():
-        click.echo(f"{field:{width}}  {' '.join(value) or '—' if isinstance(value, list) else value}")
+        write_line(f"{field:{width}}  {' '.join(value) or '—' if isinstance(value, list) else value}")
     for warning in found.warnings:
-        click.echo(f"warning: {warning}")
+        write_line(f"warning: {warning}")
     if found.faster:
-        click.echo(f"note: {found.faster}")
+        write_line(f"note: {found.faster}")
