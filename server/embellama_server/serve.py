@@ -37,6 +37,7 @@ from embellama.tuning import tuned_apart
 from embellama_server import hangups
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
+from embellama_server.listening import listen
 from embellama_server.protocol import Protocol
 from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry.logs import set_up_logging
@@ -67,7 +68,8 @@ def serve(config: ServerConfig) -> None:
         logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
     state = build(config)
-    with _listen(config) as listener:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
         http = _HttpServer(
             state,
             uvicorn.Config(
@@ -87,17 +89,18 @@ def serve(config: ServerConfig) -> None:
         # uvicorn raises the signal that stopped it once more when it is done, to this: the exit status stays 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, http.handle_exit)
-        host, port = listener.getsockname()[:2]
         for model in state.models.values():
             logger.info("serving %s", _described(model))
-        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        for listener in listeners:
+            host, port = listener.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         # All objects made by now stay for good: the collector need not walk through them again and again.
         gc.collect()
         gc.freeze()
         # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
         gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(http, listener))
+            runner.run(_run(http, listeners))
 
 
 class _HttpServer(uvicorn.Server):
@@ -168,7 +171,7 @@ def _described(model: ServedModel) -> str:
     )
 
 
-async def _run(http: _HttpServer, listener: socket.socket) -> None:
+async def _run(http: _HttpServer, listeners: list[socket.socket]) -> None:
     """Serve until a signal comes, or until a model does not load in a worker: then raise that error."""
     loop, restarts = asyncio.get_running_loop(), set()
     dispatchers = [model.dispatcher for model in http.state.models.values()]
@@ -192,7 +195,7 @@ async def _run(http: _HttpServer, listener: socket.socket) -> None:
             except OSError as error:
                 raise click.ClickException(f"cannot start {dispatcher.n_workers} workers: {error.strerror}") from None
         hangups.on_hangup(lambda: loop.call_soon_threadsafe(restart_workers))
-        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+        serving = asyncio.ensure_future(http.serve(sockets=listeners))
         await asyncio.wait([serving, *failures], return_when=asyncio.FIRST_COMPLETED)
         http.should_exit = True
         await serving
@@ -231,12 +234,3 @@ def _available_bytes() -> int:
     available = int(psutil.virtual_memory().available)
     left = memory_left()  # of a container's own limit
     return available if left is None else min(available, left)
-
-
-def _listen(config: ServerConfig) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise click.ClickException(f"cannot listen on {config.host} port {config.port}: {reason}") from None

@@ -150,6 +150,43 @@ def test_the_root_answers_those_who_ask_whether_it_is_there(server: Server, meth
     assert httpx.post(server.url + "/", json={"inputs": "a"}).status_code == 200
 
 
+both_families = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+
+
+@both_families
+@pytest.mark.parametrize(
+    ("host", "hosts", "others"),
+    [
+        ("::", ["127.0.0.1", "[::1]"], []),
+        ("[::]", ["127.0.0.1", "[::1]"], []),
+        ("localhost", ["127.0.0.1", "[::1]"], []),
+        ("LocalHost", ["127.0.0.1", "[::1]"], []),
+        ("[::1]", ["[::1]"], ["127.0.0.1"]),
+        ("::1", ["[::1]"], ["127.0.0.1"]),
+        ("0.0.0.0", ["127.0.0.1"], ["[::1]"]),
+    ],
+)
+def test_every_address_of_a_host_is_listened_on(
+    start_server: StartServer, tiny_path: str, host: str, hosts: list[str], others: list[str]
+) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1", "--host", host, ready=False) as server:
+        port = httpx.URL(server.url).port
+        for each in hosts:
+            assert httpx.get(f"http://{each}:{port}/livez").status_code == 200
+        for each in others:
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"http://{each}:{port}/livez")
+
+
+@both_families
+def test_a_port_must_be_free_on_every_address(tiny_path: str) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ("--model-path", tiny_path, "--host", "localhost", "--port", port)
+        result = run(BIN / "embellama-server", *flags)
+    assert (result.returncode, f"cannot listen on localhost port {port}" in result.stderr) == (1, True), result.stderr
+
+
 def test_a_body_over_the_limit_is_413(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "1", "--max-body-bytes", "1000") as server:
         told = httpx.post(f"{server.url}/v1/embeddings", content=b"x" * 1001)
