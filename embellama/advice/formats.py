@@ -12,7 +12,6 @@ llama.cpp.
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -123,9 +122,9 @@ def _measurement(header: Header) -> CachedMeasurement | None:
 def _numbers_of_all_formats(header: Header) -> str:
     """Hash the norms and biases, which are in F32 whatever the format (`soundness`): of a large model a megabyte."""
     found = hashlib.sha256()
-    with Path(header.path).open("rb") as file:
-        for name, type in sorted(header.tensors.items()):
-            if type == "f32" and (name.endswith(".bias") or "norm" in name):
+    for name, type in sorted(header.tensors.items()):
+        if type == "f32" and (name.endswith(".bias") or "norm" in name):
+            with open(header.files[name], "rb") as file:
                 file.seek(header.offsets[name])
                 found.update(file.read(4 * header.n_values[name]))
     return found.hexdigest()

@@ -5,9 +5,12 @@ file ── Header ──► Weights, and `embellama inspect`
 Read by ggml's own functions (`gguf.h`), which refuse a malformed file where loading it might end the process.
 """
 
+import contextlib
 import ctypes
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ _INT32, _STRING, _ARRAY = 5, 8, 9
 
 
 class Header:
-    """Metadata and tensor list of one GGUF file.
+    """Metadata and tensor list of one GGUF file, or of a model in several, of which it is the first.
 
     Attributes:
         path: The file.
@@ -41,7 +44,8 @@ class Header:
         arrays: Keys of the metadata that are arrays.
         tensors: Tensor names with their types, such as ``"bf16"``.
         n_values: Tensor names with how many numbers they hold.
-        offsets: Tensor names with where their numbers begin, in bytes from the beginning of the file.
+        files: Tensor names with the file that has their numbers: of a model in several files, one of its parts.
+        offsets: Tensor names with where their numbers begin, in bytes from the beginning of that file.
         n_bytes: Size of all tensors.
         repeated_token: A token that is in the vocabulary twice, or None.
         byte_tokens: Whether tokens of its vocabulary stand for single bytes.
@@ -51,41 +55,60 @@ class Header:
         """Read the header of `path`.
 
         Raises:
-            ModelLoadError: The file is missing, unreadable, not GGUF, or cut off within its header.
+            ModelLoadError: The file is missing, unreadable, not GGUF, or cut off within its header; or it is a later
+                part of a model in several files, or another part is missing.
         """
         self.path = path
-        _check_magic(Path(path))
-        last_error()
-        pointer = ggml("gguf_init_from_file", ctypes.c_void_p, os.fsencode(path), _InitParams(True, None))
-        if not pointer:
-            raise ModelLoadError(path, f"its header is damaged: {last_error() or 'ggml does not say how'}")
-        file = ctypes.c_void_p(pointer)
-        try:
-            self.values: dict[str, Any] = {}
-            self.arrays: set[str] = set()
+        self.values: dict[str, Any] = {}
+        self.arrays: set[str] = set()
+        self.tensors: dict[str, str] = {}
+        self.n_values: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
+        self.files: dict[str, str] = {}
+        self.n_bytes = 0
+        with _opened(path) as file:
             for i in map(ctypes.c_int64, range(ggml("gguf_get_n_kv", ctypes.c_int64, file))):
                 key = _string("gguf_get_key", file, i)
                 self.values[key] = _value(file, i)
                 if ggml("gguf_get_kv_type", ctypes.c_int, file, i) == _ARRAY:
                     self.arrays.add(key)
-            self.tensors: dict[str, str] = {}
-            self.n_values: dict[str, int] = {}
-            self.offsets: dict[str, int] = {}
-            self.n_bytes = 0
-            first = ggml("gguf_get_data_offset", ctypes.c_size_t, file)
-            for i in map(ctypes.c_int64, range(ggml("gguf_get_n_tensors", ctypes.c_int64, file))):
-                name = _string("gguf_get_tensor_name", file, i)
-                type = ggml("gguf_get_tensor_type", ctypes.c_int, file, i)
-                n_bytes = ggml("gguf_get_tensor_size", ctypes.c_size_t, file, i)
-                n_blocks = n_bytes // ggml("ggml_type_size", ctypes.c_size_t, type)
-                self.tensors[name] = _string("ggml_type_name", type)
-                self.n_values[name] = n_blocks * ggml("ggml_blck_size", ctypes.c_int64, type)
-                self.offsets[name] = first + ggml("gguf_get_tensor_offset", ctypes.c_size_t, file, i)
-                self.n_bytes += n_bytes
+            self._add_tensors(path, file)
             self.repeated_token = _repeated(file)
             self.byte_tokens = _has_byte_tokens(file)
-        finally:
-            ggml("gguf_free", None, file)
+        for part in self._other_parts():
+            with _opened(part) as file:
+                self._add_tensors(part, file)
+
+    def _add_tensors(self, path: str, file: ctypes.c_void_p) -> None:
+        first = ggml("gguf_get_data_offset", ctypes.c_size_t, file)
+        for i in map(ctypes.c_int64, range(ggml("gguf_get_n_tensors", ctypes.c_int64, file))):
+            name = _string("gguf_get_tensor_name", file, i)
+            type = ggml("gguf_get_tensor_type", ctypes.c_int, file, i)
+            n_bytes = ggml("gguf_get_tensor_size", ctypes.c_size_t, file, i)
+            n_blocks = n_bytes // ggml("ggml_type_size", ctypes.c_size_t, type)
+            self.tensors[name] = _string("ggml_type_name", type)
+            self.n_values[name] = n_blocks * ggml("ggml_blck_size", ctypes.c_int64, type)
+            self.offsets[name] = first + ggml("gguf_get_tensor_offset", ctypes.c_size_t, file, i)
+            self.files[name] = path
+            self.n_bytes += n_bytes
+
+    def _other_parts(self) -> list[str]:
+        """Return the files that this one, the first of several, goes on in; raise `ModelLoadError` if it is not so."""
+        n_parts, place = self.values.get("split.count", 0), self.values.get("split.no", 0)
+        if not isinstance(n_parts, int) or n_parts < 2:
+            return []
+        prefix = re.sub(r"-\d{5}-of-\d{5}\.gguf$", "", self.path)
+        parts = [f"{prefix}-{part:05}-of-{n_parts:05}.gguf" for part in range(1, n_parts + 1)]
+        if place:
+            raise ModelLoadError(self.path, f"it is part {place + 1} of {n_parts}; give part 1, {parts[0]}")
+        if self.path != parts[0]:
+            raise ModelLoadError(
+                self.path, f"it is part 1 of {n_parts}, whose name must end in {parts[0][len(prefix) :]}"
+            )
+        for number, part in enumerate(parts[1:], 2):
+            if not Path(part).exists():
+                raise ModelLoadError(self.path, f"part {number} of {n_parts} is missing: {part}")
+        return parts[1:]
 
     @property
     def architecture(self) -> str:
@@ -112,6 +135,21 @@ class Header:
 
 class _InitParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[ctypes.c_void_p]:
+    """Let ggml read a file's header."""
+    _check_magic(Path(path))
+    last_error()
+    pointer = ggml("gguf_init_from_file", ctypes.c_void_p, os.fsencode(path), _InitParams(True, None))
+    if not pointer:
+        raise ModelLoadError(path, f"its header is damaged: {last_error() or 'ggml does not say how'}")
+    file = ctypes.c_void_p(pointer)
+    try:
+        yield file
+    finally:
+        ggml("gguf_free", None, file)
 
 
 def _value(file: ctypes.c_void_p, index: ctypes.c_int64) -> Any:
