@@ -102,9 +102,8 @@ class Header:
         if place:
             raise ModelLoadError(self.path, f"it is part {place + 1} of {n_parts}; give part 1, {parts[0]}")
         if self.path != parts[0]:
-            raise ModelLoadError(
-                self.path, f"it is part 1 of {n_parts}, whose name must end in {parts[0][len(prefix) :]}"
-            )
+            ending = parts[0][len(prefix) :]
+            raise ModelLoadError(self.path, f"it is part 1 of {n_parts}, whose name must end in {ending}")
         for number, part in enumerate(parts[1:], 2):
             if not Path(part).exists():
                 raise ModelLoadError(self.path, f"part {number} of {n_parts} is missing: {part}")
