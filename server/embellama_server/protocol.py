@@ -20,6 +20,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from embellama_server.telemetry.access import log_refused
+
 # A client's head has a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -41,6 +43,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         self._joining = _JoiningTransport(transport)
         super().connection_made(self._joining)  # type: ignore[arg-type]
+        self.url = b""
+        self._begun_at = self.loop.time()  # the request whose head came last
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
         self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
@@ -71,6 +75,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._begun_at = self.loop.time()
         self._n_head = self._n_head or 0
         self._head_timer.start()
 
@@ -146,6 +151,9 @@ class Protocol(HttpToolsProtocol):
             % (status, len(body), body)
         )
         self.transport.close()
+        if self._n_head is not None:  # else the app has it, and its access log
+            path = self.url.partition(b"?")[0]
+            log_refused(self.client, path, int(status.split()[0]), self.loop.time() - self._begun_at)
 
 
 class _JoiningTransport:

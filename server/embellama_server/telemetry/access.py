@@ -2,6 +2,7 @@
 
 AccessLog, a step of the app ── client, path, status, time ──┬──► a line of the log
 Exchange, for a dialect's request ── id, model, texts, tokens ┘
+log_refused, for a head that the app never sees ─────────────────► a line of the log
 """
 
 import logging
@@ -46,16 +47,24 @@ class AccessLog:
         try:
             await self._app(scope, receive, watched)
         finally:
-            client = scope.get("client")
             # As it was sent: decoded, it may hold line breaks.
             path = scope.get("raw_path") or scope["path"].encode()
-            seen = {
-                "client": client[0] if client else "",
-                "path": path[:MAX_PATH].decode("ascii", "backslashreplace"),
-                "status": status,
-                "ms": round(1000 * (time.monotonic() - start), 1),
-            }
-            _log(seen | known)
+            _log(_seen(scope.get("client"), path, status, time.monotonic() - start) | known)
+
+
+def log_refused(client: tuple[str, int] | None, path: bytes, status: int, seconds: float) -> None:
+    """Log a request that was refused before its head was read, with as much of the path as there is."""
+    if logger.isEnabledFor(logging.INFO):
+        _log(_seen(client, path, status, seconds))
+
+
+def _seen(client: tuple[str, int] | None, path: bytes, status: int, seconds: float) -> dict[str, Any]:
+    return {
+        "client": client[0] if client else "",
+        "path": path[:MAX_PATH].decode("ascii", "backslashreplace"),
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+    }
 
 
 def _log(found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import Server, running_server, wait_until
-from tests.faults.raw import connected, read_answer
+from tests.faults.raw import connected, read_answer, wait_hung_up
 
 pytestmark = pytest.mark.server
 
@@ -47,6 +47,35 @@ def test_requests_that_compute_nothing_are_logged(logging_server: Server, method
     assert line.keys() == {"time", "level", "logger", "client", "path", "status", "ms"}
     assert (line["client"], line["status"]) == ("127.0.0.1", status)
     assert line["ms"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "path", "status"),
+    [
+        (b"GET /long?a=b HTTP/1.1\r\nx-long: " + b"a" * 70_000, "/long", 431),
+        (b"GET /wrong HTTP/1.1\r\nno header\r\n\r\n", "/wrong", 400),
+        (b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n@@@\r\n\r\n", "", 400),
+        (b"CONNECT away:80 HTTP/1.1\r\nhost: x\r\n\r\n", "away:80", 400),
+    ],
+)
+def test_requests_whose_head_is_refused_are_logged(logging_server: Server, sent: bytes, path: str, status: int) -> None:
+    n_before = len(lines(logging_server, path))
+    with connected(logging_server) as client:
+        client.sendall(sent)
+        wait_hung_up(client)
+    wait_until(lambda: len(lines(logging_server, path)) == n_before + 1, "it is logged", 10)
+    line = lines(logging_server, path)[-1]
+    assert line.keys() == {"time", "level", "logger", "client", "path", "status", "ms"}
+    assert (line["client"], line["status"]) == ("127.0.0.1", status)
+
+
+def test_requests_that_offer_another_protocol_are_logged_once(logging_server: Server) -> None:
+    with connected(logging_server) as client:
+        client.sendall(b"GET /offered HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        assert read_answer(client).status == 404
+    wait_until(lambda: bool(lines(logging_server, "/offered")), "it is logged")
+    (line,) = lines(logging_server, "/offered")
+    assert line["status"] == 404
 
 
 @pytest.mark.parametrize(
