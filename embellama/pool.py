@@ -128,7 +128,7 @@ class Pool:
             return  # a fork has none of the threads
         with self._changed:
             self._closing = True
-            self._changed.wait_for(lambda: not len(self._ledger))
+            self._changed.wait_for(lambda: self._abandoned or not len(self._ledger))
         self._stop()
 
     def _abandon(self) -> None:

@@ -75,12 +75,13 @@ class ModelRegistry:
 
     @default.setter
     def default(self, name: str) -> None:
-        self._entry(name)
-        self._default = name
+        with self._lock:
+            self._entry(name, used=False)
+            self._default = name
 
     def info(self, name: str | None) -> ModelInfo:
         """Describe a model."""
-        return self._entry(name).info
+        return self._entry(name, used=False).info
 
     def load(self, config: EngineConfig) -> None:
         """Load one more model; `EmbeddingEngine.load_model` says what is raised."""
@@ -140,14 +141,15 @@ class ModelRegistry:
             if entry.model:
                 entry.model.close()
 
-    def _entry(self, name: str | None) -> "_Entry":
+    def _entry(self, name: str | None, *, used: bool = True) -> "_Entry":
         known = self.default if name is None else name
         entry = self._entries.get(known) if known is not None else None
         if entry is None:
             if self._closed:
                 raise Unavailable("the engine is closed")
             raise ModelNotFound(known or "", self.names)
-        entry.used_at = next(self._clock)
+        if used:  # to ask about a model does not keep it loaded
+            entry.used_at = next(self._clock)
         return entry
 
     def _load(self, entry: "_Entry") -> LoadedModel:

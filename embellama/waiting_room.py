@@ -206,7 +206,7 @@ class WaitingRoom:
             n_workers: Workers that are free: each is to get an equal share of all that waits.
             small: Whether the batch is to be a small one.
         """
-        most = self._max_batch_tokens // SMALL_BATCH_SHARE if small else self._max_batch_tokens
+        most = max(1, self._max_batch_tokens // SMALL_BATCH_SHARE) if small else self._max_batch_tokens
         n_rounds = -(-self._n_tokens // (most * n_workers))
         share = self._n_tokens / (n_rounds * n_workers)
         had_long, n_short_before = bool(self._long), self._short_tokens

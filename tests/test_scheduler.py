@@ -418,3 +418,15 @@ class Simulation(RuleBasedStateMachine):
 
 TestSimulation = Simulation.TestCase
 TestSimulation.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("max_batch_tokens", range(1, 9))
+def test_batches_of_a_few_tokens_are_small_ones_too(max_batch_tokens: int) -> None:
+    limits = Limits(max_batch_tokens=max_batch_tokens, max_batch_size=4, n_threads_busy=1, n_threads_alone=1)
+    scheduler = Scheduler(limits)
+    scheduler.worker_ready(0)
+    scheduler.submit([10, 10, 10])
+    scheduler.submit([1])
+    while scheduler.n_open:
+        for assignment in scheduler.assign():
+            scheduler.complete(assignment.batch, 0)

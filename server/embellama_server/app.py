@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embellama.batch import Rows
+from embellama.batch import RowKind, Rows
 from embellama.errors import EmbellamaError, Overloaded, Unavailable
 from embellama.jobs import Job
 from embellama_server.dialects import DIALECTS
@@ -113,7 +113,7 @@ class EmbeddingRoute:
             if reply := await self._reply(scope, receive, held, exchange):
                 # Cancelled when uvicorn's patience at shutdown is over: the client does not read.
                 with contextlib.suppress(asyncio.CancelledError):
-                    await exchange.send(reply, await _pieces(reply, held))
+                    await exchange.send(reply, list(reply.pieces))
 
     async def _reply(self, scope: Scope, receive: Receive, held: HeldBytes, exchange: Exchange) -> Reply | None:
         """Return the reply, or None when it was sent as a stream, or the client has hung up: nobody to answer."""
@@ -134,7 +134,11 @@ class EmbeddingRoute:
                 return None
             # Not by the client: uvicorn's patience at shutdown is over.
             self._state.n_unanswered += 1
-            return self._refuse(Unavailable("the server is shutting down"))
+            stopped = Unavailable("the server is shutting down")
+            if exchange.sending and request:
+                await self._end_stream(stopped, request, exchange)
+                return None
+            return self._refuse(stopped)
         except Exception as error:
             if not isinstance(error, EmbellamaError):
                 logger.exception("unexpected error")
@@ -153,7 +157,8 @@ class EmbeddingRoute:
         job = await self._job(model, request, exchange.n_characters, deadline)
         request.inputs = ()  # while they wait for a worker, the texts' tokens are enough
         exchange.tokenized(job)
-        held.reserve(4 * exchange.n_tokens + 4 * model.info.dim * len(job.tokens))
+        n_rows = exchange.n_tokens if job.kind == RowKind.TOKEN else len(job.tokens)
+        held.reserve(4 * exchange.n_tokens + 4 * model.info.dim * n_rows)
         if request.streams:
             await self._stream(model, request, job, deadline, exchange)
             return None
@@ -161,7 +166,8 @@ class EmbeddingRoute:
         exchange.computed()
         result = job.finish(rows)
         exchange.n_truncated = int(np.count_nonzero(getattr(result, "n_cut", ())))
-        return self._dialect.reply(request, result, exchange.context(model))
+        reply = self._dialect.reply(request, result, exchange.context(model))
+        return reply._replace(pieces=iter(await _pieces(reply, held)))
 
     async def _job(self, model: ServedModel, request: ParsedRequest, n_characters: int, deadline: float) -> Job[Any]:
         """Make the job of a request: on the event loop if it is short, else in a tokenizing thread."""
@@ -216,13 +222,17 @@ class EmbeddingRoute:
         except Exception as error:
             if not exchange.sending:
                 raise
-            problem = as_sent(problem_of(error)[0], request.sent_as)
-            exchange.failed(problem.status)
-            line = dumps(dialect.refuse(problem)) + b"\n"
-            await exchange.send_part(dialect.stream_type, line, last=True)
+            await self._end_stream(error, request, exchange)
         finally:
             for _, submitted in running:
                 submitted.cancel()
+
+    async def _end_stream(self, error: Exception, request: ParsedRequest, exchange: Exchange) -> None:
+        """Tell of an error in a last line, where the head of a streamed reply has been sent."""
+        problem = as_sent(problem_of(error)[0], request.sent_as)
+        exchange.failed(problem.status)
+        line = dumps(self._dialect.refuse(problem)) + b"\n"
+        await exchange.send_part(self._dialect.stream_type, line, last=True)
 
     def _refuse(self, error: Exception, request: ParsedRequest | None = None) -> Reply:
         problem, headers = problem_of(error)

@@ -129,7 +129,7 @@ class ServerState:
         """Raise `Overloaded` or `Unavailable` if no model could take any request now."""
         for i, model in enumerate(self.models.values(), 1):
             try:
-                return model.dispatcher.check_room()
+                return model.backend.check_room()
             except (Overloaded, Unavailable):
                 if i == len(self.models):
                     raise

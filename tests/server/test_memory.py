@@ -10,6 +10,7 @@ import pytest
 from embellama_server.app import build_app
 from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import ParsedRequest
+from embellama_server.held import HeldBytes
 from embellama_server.state import ServerState
 
 from embellama.batch import Rows, Tokens
@@ -54,3 +55,18 @@ async def test_texts_are_let_go_while_a_request_waits(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(state)), base_url="http://test") as http:
         assert (await http.post(path, json=body)).status_code == 200
     assert references == [2], "this test's own, and the one that counting takes"
+
+
+async def test_rows_of_tokens_count_as_what_they_take(state: ServerState) -> None:
+    held: list[int] = []
+    reserve = HeldBytes.reserve
+
+    def watched(self: HeldBytes, n_bytes: int) -> None:
+        held.append(n_bytes)
+        reserve(self, n_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeldBytes, "reserve", watched)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(state)), base_url="http://test") as http:
+            await http.post("/embed_all", json={"inputs": "red " * 20})
+    assert max(held) >= 4 * 32 * 20
