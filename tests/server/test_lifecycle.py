@@ -39,7 +39,7 @@ def test_ctrl_c_while_starting_ends_cleanly(start_server: StartServer, model_pat
 @pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4, 0.7, 1.0, 1.5])
 def test_hangups_while_starting_wait_until_there_are_workers(tiny_path: str, tmp_path: Path, seconds: float) -> None:
     log = tmp_path / "log"
-    command = [BIN / "embellama-server", "--model-path", tiny_path, "--workers", "2", "--port", "0"]
+    command = [str(BIN / "embellama-server"), "--model-path", tiny_path, "--workers", "2", "--port", "0"]
     with log.open("w") as stderr, psutil.Popen(command, stderr=stderr) as process:
         try:
             time.sleep(seconds)
