@@ -47,6 +47,7 @@ class Protocol(HttpToolsProtocol):
         self._begun_at = self.loop.time()  # the request whose head came last
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
+        self._refusal = b""  # to be sent once the requests before it are answered
         self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
         self._linger_timer = _Timer(self.loop, LINGER_S, transport.close)
         self._unread_timer = _Timer(self.loop, UNREAD_S, transport.abort)
@@ -62,6 +63,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refusal:
+            return
         if self._n_head is not None:
             self._n_head += len(data)
         self._unset_keepalive_if_required()
@@ -101,6 +104,8 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
             self._linger_timer.start()
+        if self._refusal and not self._owes_answer():
+            self._hang_up(self._refusal)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -143,17 +148,34 @@ class Protocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
+    def _owes_answer(self) -> bool:
+        """Tell whether a request that has wholly arrived is not answered yet."""
+        cycle = self._answering
+        return bool(cycle and not cycle.response_complete and not cycle.more_body)
+
     def _refuse(self, status: bytes, message: str, code: str) -> None:
+        """Answer with an error after the requests that came before, and hang up."""
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = orjson.dumps({"error": error})
-        self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
-            % (status, len(body), body)
-        )
-        self.transport.close()
+        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        refusal = head % (status, len(body)) + body
         if self._n_head is not None:  # else the app has it, and its access log
             path = self.url.partition(b"?")[0]
             log_refused(self.client, path, int(status.split()[0]), self.loop.time() - self._begun_at)
+        self._head_timer.stop()
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()  # what is refused is its body
+        if self._owes_answer():
+            self._refusal = refusal
+            self.flow.pause_reading()
+        elif self.cycle and self.cycle.more_body and self.cycle.response_started:
+            self._hang_up(b"")  # it has its answer
+        else:
+            self._hang_up(refusal)
+
+    def _hang_up(self, last_words: bytes) -> None:
+        self.transport.write(last_words)
+        self.transport.close()
 
 
 class _JoiningTransport:

@@ -19,6 +19,10 @@ def check_encoding(scope: Scope) -> None:
     for name, value in scope["headers"]:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise UnsupportedEncoding(f"content-encoding is {value.decode('latin-1')}; send the body as it is")
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise UnsupportedEncoding(
+                f"transfer-encoding is {value.decode('latin-1')}; send the body as it is, or chunked"
+            )
 
 
 async def read_body(state: ServerState, scope: Scope, receive: Receive, deadline: float, held: HeldBytes) -> bytes:

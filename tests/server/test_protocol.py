@@ -17,6 +17,15 @@ def test_uvicorn_starts_requests_with_the_private_method_that_protocol_overrides
     assert [*inspect.signature(start).parameters] == ["self", "cycle", "app"]
 
 
+def test_uvicorn_has_what_protocol_does_in_its_place() -> None:
+    # `data_received` and `__init__` there: a parser made anew must be as lenient, and the idle timeout must stop.
+    assert [*inspect.signature(HttpToolsProtocol._unset_keepalive_if_required).parameters] == ["self"]
+    assert inspect.getsource(HttpToolsProtocol.__init__).count(
+        "set_dangerous_leniencies(lenient_data_after_close=True)"
+    )
+    assert inspect.getsource(HttpToolsProtocol.data_received).count("self._unset_keepalive_if_required()") == 1
+
+
 async def test_each_request_of_a_connection_is_started_by_it() -> None:
     started = []
 
