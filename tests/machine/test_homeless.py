@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import BIN, ROOT
 
 PROGRAM = """
@@ -33,10 +35,22 @@ def test_a_user_without_a_home_and_a_name_measures_each_time_and_is_told_once(ti
     assert not Path("/~").exists()
 
 
-def test_a_server_starts_for_a_user_without_a_home_and_a_name(tiny_path: str) -> None:
-    flags = ("--model-path", tiny_path, "--workers", "1", "--port", "0")
-    command = [*AS_NOBODY, str(BIN / "embellama-server"), *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/", env=ENVIRONMENT) as server:
+# In a file system of its own that nobody can write to, but for an empty /tmp.
+READ_ONLY = 'mount --bind / / && mount -o remount,ro,bind / && mount -t tmpfs none /tmp && exec "$@"'
+
+# What Kubernetes sets for a Service named embellama.
+SERVICE = {"EMBELLAMA_PORT": "tcp://10.96.0.12:8000", "EMBELLAMA_SERVICE_HOST": "10.96.0.12"}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "around", [(), ("unshare", "-m", "bash", "-c", READ_ONLY, "-")], ids=["root", "read-only root"]
+)
+def test_a_server_starts_for_a_user_without_a_home_and_a_name(model_path: str, around: tuple[str, ...]) -> None:
+    flags = ("--model-path", model_path, "--workers", "1", "--port", "0")
+    command = [*around, *AS_NOBODY, str(BIN / "embellama-server"), *flags]
+    environment = ENVIRONMENT | SERVICE
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/", env=environment) as server:
         assert server.stderr
         lines = []
         for line in server.stderr:
