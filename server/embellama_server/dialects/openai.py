@@ -155,6 +155,9 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
         )
         content_type = best_type(accept, (JSON, NDJSON, BINARY))
         streams = content_type == NDJSON
+        if fields.return_truncated and (content_type != JSON or fields.late_chunking):
+            where = "late_chunking" if fields.late_chunking else content_type
+            raise InvalidOption("return_truncated", f"does not go with {where}, whose answer has no place for it")
         if streams and fields.late_chunking:
             raise InvalidOption("late_chunking", f"does not go with {NDJSON}: its parts are read together")
         return OpenAIEmbeddingsRequest(

@@ -107,6 +107,15 @@ def test_what_is_wrong_is_refused_in_every_dialect(
     assert says in told(answer)[0]
 
 
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "application/octet-stream"])
+def test_what_an_answer_has_no_place_for_is_refused(http: httpx.Client, accept: str) -> None:
+    body = {**EMBED, "return_truncated": True}
+    answer = http.post("/v1/embeddings", json=body, headers={"accept": accept})
+    assert (answer.status_code, told(answer)[1]) == (400, "return_truncated")
+    late = http.post("/v1/embeddings", json={**body, "late_chunking": True})
+    assert (late.status_code, told(late)[1]) == (400, "return_truncated")
+
+
 def test_the_model_is_said_to_fail_once(http: httpx.Client) -> None:
     message, _, _ = told(http.post("/v1/embeddings", json={**EMBED, "input": ["red", POISON]}))
     assert message.count("the model failed") == 1
