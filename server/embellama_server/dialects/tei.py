@@ -15,7 +15,14 @@ from embellama.options import EmbedOptions, Truncate
 from embellama.results import Embeddings, Ranking
 from embellama.similarity import cosine
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, inputs_of, refuse_text_options, texts_of, with_prompt_of
+from embellama_server.dialects.bodies import (
+    BodyParser,
+    TextObject,
+    inputs_of,
+    refuse_text_options,
+    texts_of,
+    with_prompt_of,
+)
 from embellama_server.dialects.rerank import (
     JinaRerank,
     JinaRerankAnswer,
@@ -56,7 +63,7 @@ class TEIRerankBody(msgspec.Struct):
 
     query: str
     texts: list[str] | None = None
-    documents: Any = None
+    documents: list[str | TextObject] | None = None
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | int | str | None = None  # only Jina's has more than true and false
