@@ -1,7 +1,7 @@
 """The content type of an answer that a client likes best, by the `accept` header of its request (RFC 9110, 12.5.1)."""
 
+import functools
 import re
-from collections.abc import Sequence
 
 # What stands between commas, or between semicolons, that are in no quoted string.
 _RANGES = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
@@ -10,7 +10,8 @@ _PARTS = re.compile(r'(?:[^;"]|"(?:\\.|[^"\\])*"?)+')
 _WEIGHT = re.compile(r"[01]?\.?[0-9]{0,9}")
 
 
-def best_type(accept: str, offers: Sequence[str]) -> str:
+@functools.lru_cache(64)  # most clients send one of a few; a header may have 64 kB, so no more are kept
+def best_type(accept: str, offers: tuple[str, ...]) -> str:
     """Return the offer with the highest weight, the first of several; the first of all if none is accepted.
 
     Args:
