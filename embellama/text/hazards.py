@@ -28,7 +28,8 @@ SPLIT_IN_CODE = frozenset(
 MAX_WORD_CHARACTERS = 400
 
 # A word is at most what stands between two changes from space to text. But one pattern joins words over single spaces.
-_LONG_WORD = re.compile(rf"\S{{{MAX_WORD_CHARACTERS},}}|\s{{{MAX_WORD_CHARACTERS},}}")
+# Python's spaces from U+001C to U+001F are none of llama.cpp's.
+_LONG_WORD = re.compile(rf"[\S\x1c-\x1f]{{{MAX_WORD_CHARACTERS},}}|\s{{{MAX_WORD_CHARACTERS},}}")
 JOINS_WORDS = frozenset({"exaone-moe"})
 
 # Longer texts are read apart, where they can be stopped. At these lengths the worst that is known take 0.2 s.

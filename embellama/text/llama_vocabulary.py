@@ -24,8 +24,8 @@ from embellama.text.hazards import Hazards
 from embellama.text.isolated_vocabulary import IsolatedVocabulary, TokenizerFailed
 from embellama.text.llama_tokenize import llama_tokenize
 
-# Two characters of space, one of which is " ": of such a pair, llama.cpp asserts that nobody asks for its merge.
-_SPACES = re.compile(r"\s* \s+|\s+ \s*")
+# Where one of two characters of space is " ", llama.cpp asserts that nobody asks for their merge.
+_SPACES = re.compile(r"\s{2,}")
 
 
 class LlamaVocabulary:
@@ -59,7 +59,7 @@ class LlamaVocabulary:
 
     def _harmless(self, text: str) -> str:
         """Leave out spaces that end the process in llama.cpp, and are no part of any token of such a vocabulary."""
-        return _SPACES.sub(" ", text) if self._pre == "whitespace" else text
+        return _SPACES.sub(lambda run: " " if " " in run[0] else run[0], text) if self._pre == "whitespace" else text
 
     def within(self, text: str, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         # llama.cpp does not tell where a token comes from.
