@@ -35,8 +35,8 @@ def test_a_user_without_a_home_and_a_name_measures_each_time_and_is_told_once(ti
     assert not Path("/~").exists()
 
 
-# In a file system of its own that nobody can write to, but for an empty /tmp.
-READ_ONLY = 'mount --bind / / && mount -o remount,ro,bind / && mount -t tmpfs none /tmp && exec "$@"'
+# In a file system of its own that nobody can write to, but for an empty folder. Not /tmp: this clone may be there.
+READ_ONLY = 'mount --bind / / && mount -o remount,ro,bind / && mount -t tmpfs none /mnt && TMPDIR=/mnt exec "$@"'
 
 # What Kubernetes sets for a Service named embellama.
 SERVICE = {"EMBELLAMA_PORT": "tcp://10.96.0.12:8000", "EMBELLAMA_SERVICE_HOST": "10.96.0.12"}
