@@ -20,7 +20,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from embellama_server.telemetry.access import log_refused
+from embellama_server.telemetry.access import REFUSED_STATUS, log_refused
 
 # A client's head has a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
 MAX_HEAD_BYTES = 64 * 1024
@@ -159,12 +159,17 @@ class Protocol(HttpToolsProtocol):
         body = orjson.dumps({"error": error})
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         refusal = head % (status, len(body)) + body
-        if self._n_head is not None:  # else the app has it, and its access log
+        code_sent = int(status.split()[0])
+        unread = bool(self.pipeline) and self.pipeline[0][0].more_body  # what is refused is its body
+        if unread:
+            self.pipeline.popleft()
+        if self._n_head is None and not unread:  # the app has it, and its access log
+            if not self.cycle.response_started:
+                self.cycle.scope[REFUSED_STATUS] = code_sent  # type: ignore[literal-required]
+        else:
             path = self.url.partition(b"?")[0]
-            log_refused(self.client, path, int(status.split()[0]), self.loop.time() - self._begun_at)
+            log_refused(self.client, path, code_sent, self.loop.time() - self._begun_at)
         self._head_timer.stop()
-        if self.pipeline and self.pipeline[0][0].more_body:
-            self.pipeline.popleft()  # what is refused is its body
         if self._owes_answer():
             self._refusal = refusal
             self.flow.pause_reading()
