@@ -22,7 +22,7 @@ from embellama.jobs import Jobs
 from embellama.pool import Pool
 from embellama.tuning import tuned
 
-logger = logging.getLogger("embellama.engine")
+logger = logging.getLogger("embellama.registry")
 
 
 class LoadedModel:

@@ -245,7 +245,7 @@ def test_a_changed_file_is_noticed_once_and_reloaded_when_asked(
         for thread in threads:
             thread.join()
         [record] = caplog.records
-        assert (record.name, record.levelno) == ("embellama.engine", logging.WARNING)
+        assert (record.name, record.levelno) == ("embellama.registry", logging.WARNING)
         assert f"{own_path} has changed since model 'tiny' was loaded from it" in record.getMessage()
         np.testing.assert_array_equal(engine.embed("tiny", "red"), before)
 
