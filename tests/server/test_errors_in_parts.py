@@ -39,3 +39,12 @@ async def test_the_clients_text_is_named(state: ServerState, monkeypatch: pytest
     assert (error["code"], error["index"]) == ("model_error", FAULTY)
     assert answer.status_code == (500 if accept == "application/json" else 200)
     assert len(answer.text.splitlines()) == (1 if accept == "application/json" else STREAMED_TEXTS + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"inputs": ["red", ""]}), ("/decode", {"ids": [[1], [9999]]})]
+)
+async def test_the_text_is_named_where_nothing_is_computed(state: ServerState, path: str, body: dict[str, Any]) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(state)), base_url="http://test") as http:
+        answer = await http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"].split(" ")[:2]) == (400, ["text", "1"])

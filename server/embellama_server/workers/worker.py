@@ -13,13 +13,13 @@ import importlib
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 
 from embellama.batch import Batch, Tokens
 from embellama.errors import EmbeddingFailed, ModelLoadError
+from embellama.machine import signals
 from embellama_server.config import ServerConfig
 from embellama_server.workers.channel import STARTED, ReplyWriter, Task
 
@@ -30,16 +30,11 @@ NICENESS = 5
 # "module:function" to call with the model before anything is computed: how the fault tests make a worker fail.
 HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
-# Signals of a terminal or a service manager; blocked until `run` ignores them.
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
     """Load the model, answer with the canary's row, then answer batches until told to stop."""
     os.nice(NICENESS)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    signals.ignore()
     threading.Thread(target=_exit_with_front, name="front-watch", daemon=True).start()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # When ggml aborts it looks for a debugger and forks it for a backtrace, which can hang the dying process.
