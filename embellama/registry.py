@@ -45,12 +45,11 @@ class LoadedModel:
         self.config = tuned(config, weights)
         self.jobs = Jobs(self.config, weights)
         self.info = ModelInfo.of(self.config, self.jobs, weights)
-        self._pool = Pool(self.config, weights)
-        self.backend: Backend[Future[Rows]] = self._pool
+        self.backend: Backend[Future[Rows]] = Pool(self.config, weights)
 
     def close(self) -> None:
         """Finish its open requests, then free it."""
-        self._pool.close()
+        self.backend.close()
 
 
 class ModelRegistry:

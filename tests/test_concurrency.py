@@ -40,7 +40,9 @@ def tiny(path: str | Path, name: str = "tiny", num_workers: int = 2, **settings:
 
 
 def pool_of(engine: EmbeddingEngine, name: str = "tiny") -> Pool:
-    return engine._models.get(name)._pool
+    pool = engine._models.get(name).backend
+    assert isinstance(pool, Pool)
+    return pool
 
 
 @pytest.fixture

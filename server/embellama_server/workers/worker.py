@@ -1,8 +1,8 @@
-"""Run one worker process: load the model, then answer every batch that comes through the queue.
+"""Run one worker process: load the model, then answer every batch that comes through the pipe.
 
-   queue ──► Task ──► EmbeddingModel.encode ──► ReplyWriter ──► pipe      on the process's main thread
-                                                ▲
-   the canary's row, once loaded ───────────────┘
+   pipe ──► TaskReader ──► EmbeddingModel.encode ──► ReplyWriter ──► pipe      on the process's main thread
+                                                     ▲
+   the canary's row, once loaded ────────────────────┘
 
 The server's main process decides when a worker ends. Signals from a terminal or a service manager may reach every
 process of the group, so a worker ignores them; if the main process is killed, a thread sees that at once and ends the
@@ -15,13 +15,12 @@ import multiprocessing
 import os
 import threading
 from multiprocessing.connection import Connection
-from multiprocessing.queues import SimpleQueue
 
 from embellama.batch import Batch, Tokens
 from embellama.errors import EmbeddingFailed, ModelLoadError
 from embellama.machine import signals
 from embellama_server.config import ServerConfig
-from embellama_server.workers.channel import STARTED, ReplyWriter, Task
+from embellama_server.workers.channel import STARTED, ReplyWriter, TaskReader
 
 # With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
@@ -31,7 +30,7 @@ NICENESS = 5
 HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
 
-def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
+def run(config: ServerConfig, canary: Tokens, reader: Connection, writer: Connection) -> None:
     """Load the model, answer with the canary's row, then answer batches until told to stop."""
     os.nice(NICENESS)
     signals.ignore()
@@ -52,7 +51,8 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
         reason = error.reason if isinstance(error, ModelLoadError) else str(error) or repr(error)
         replies.send_error(STARTED, reason)
         return
-    while task := tasks.get():
+    tasks = TaskReader(reader)
+    while task := tasks.next():
         try:
             rows = model.encode(task.batch, task.n_threads)
         except Exception as error:  # whatever it is, the front must hear of it
