@@ -69,6 +69,8 @@ class PoolMachine(RuleBasedStateMachine):
             right = 1 <= error.retry_after_s <= 60
         except Unavailable as error:
             refusal, right = error, self.pool.dispatcher.n_ready == 0
+        except TooManyForDeadline as error:
+            refusal, right = error, sum(map(len, texts)) == error.n_tokens > error.limit
         except EmbeddingFailed as error:
             refusal, right = error, self.is_suspect(texts[error.index], (KILLS, HANGS))
         else:
