@@ -29,7 +29,7 @@ def test_the_wheel_holds_both_packages_their_command_and_nothing_else(wheel: zip
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {str(path.relative_to(ROOT)) for path in tracked("embellama")}
     expected |= {str(path.relative_to(ROOT / "server")) for path in tracked("server/embellama_server")}
-    assert found == expected | {"embellama_command.py"}
+    assert found == expected
     assert {"embellama/py.typed", "embellama/text/prompts.toml", "embellama_server/py.typed"} <= found
 
 
@@ -39,7 +39,7 @@ def test_the_wheel_gives_both_commands_and_the_licence(wheel: zipfile.ZipFile) -
         "[console_scripts]",
         "embellama",
         "=",
-        "embellama_command:main",
+        "embellama.cli.main:main",
         "embellama-server",
         "=",
         "embellama_server.cli:main",

@@ -174,7 +174,7 @@ class _Pages:
 
     async def readyz(self, _: Request) -> Response:
         """Tell whether every model has a worker that reproduced its canary, and the server is not stopping."""
-        missing = [name for name, model in self._state.models.items() if not model.dispatcher.n_ready]
+        missing = [name for name, model in self._state.models.items() if not model.backend.state.n_ready]
         if self._state.stopping:
             return Response("stopping", 503, media_type="text/plain")
         if missing:
@@ -221,7 +221,7 @@ def _description(model: ServedModel) -> ModelDescription:
 
 
 def _health(model: ServedModel) -> PoolHealth:
-    pool = model.dispatcher.state
+    pool = model.backend.state
     body: PoolHealth = {
         "status": pool.status,
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
