@@ -12,7 +12,7 @@ from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Ranking
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation
+from embellama_server.dialects.bodies import BodyParser, TextObject, one_of, texts_of, truncation_of
 from embellama_server.dialects.openai import DetailedErrorBody, detailed_error
 from embellama_server.problems import Problem
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
@@ -98,17 +98,14 @@ class JinaRerank(Dialect[JinaRerankRequest, Ranking]):
     def parse(self, body: bytes, _: str) -> JinaRerankRequest:
         fields = self._body(body)
         documents = texts_of(fields.documents)
-        truncate = truncation(fields.truncation if fields.truncate is None else fields.truncate)
+        truncate_field, truncate = truncation_of(fields.truncate, fields.truncation)
+        top_n_field, top_n = one_of(("top_n", fields.top_n), ("top_k", fields.top_k))
         return JinaRerankRequest(
             inputs=[fields.query, *documents],
             model=fields.model,
             options=EmbedOptions(truncate=truncate),
-            sent_as={
-                "input": "documents",
-                "top_n": "top_n" if fields.top_n is not None else "top_k",
-                "truncate": "truncate" if fields.truncate is not None else "truncation",
-            },
-            top_n=fields.top_n if fields.top_n is not None else fields.top_k,
+            sent_as={"input": "documents[]", "top_n": top_n_field, "truncate": truncate_field},
+            top_n=top_n,
             documents=documents if fields.return_documents else None,
             documents_as_objects=fields.top_k is None,
         )
