@@ -11,10 +11,12 @@ import msgspec
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Ranking
+from embellama.text.pairs import naming_the_query
+from embellama_server.config import ServerConfig
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.dialects.bodies import BodyParser, TextObject, one_of, texts_of, truncation_of
 from embellama_server.dialects.openai import DetailedErrorBody, detailed_error
-from embellama_server.problems import Problem
+from embellama_server.problems import Problem, TooManyTokens
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 
@@ -33,7 +35,23 @@ class RankingRequest(ParsedRequest, kw_only=True):
 def ranking_job(request: RankingRequest, jobs: Jobs) -> Job[Ranking]:
     """Make the job of a request to order documents."""
     query, *documents = request.inputs
+    if jobs.reranker:
+        _check_query(query, len(documents), jobs)
     return jobs.rerank(query, documents, top_n=request.top_n, truncate=request.options.truncate)
+
+
+def _check_query(query: str, n_documents: int, jobs: Jobs) -> None:
+    """Refuse a query that makes too many tokens with so many documents, before it is read with each of them."""
+    assert isinstance(jobs.config, ServerConfig)
+    limit = jobs.config.max_request_tokens
+    with naming_the_query():
+        [ids] = jobs.tokenizer.bare([query])
+    if len(ids) * n_documents > limit:
+        raise TooManyTokens(
+            f"query has {len(ids)} tokens, and is read with each of {n_documents} documents; the limit is {limit} "
+            "for one request",
+            "query",
+        )
 
 
 class JinaRerankBody(msgspec.Struct):
