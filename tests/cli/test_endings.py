@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,6 @@ DOWNLOAD = [sys.executable, str(ROOT / "scripts" / "download_models.py")]
 EMBELLAMA = [str(BIN / "embellama")]
 SERVER = [str(BIN / "embellama-server")]
 
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 SAYING = [
     *([*EMBELLAMA, flag] for flag in ("--version", "--help")),
@@ -108,24 +106,6 @@ def test_ctrl_c_while_bench_measures_ends_with_130_and_leaves_nothing(tiny_path:
     assert process.returncode == 130
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", [("embellama", "devices"), ("embellama-server", "--model-path={}", "--port=0")])
-@pytest.mark.parametrize("more_s", [0, 0.1, 0.2, 0.4])
-def test_ctrl_c_while_a_command_starts_ends_with_130(tiny_path: str, command: tuple[str, ...], more_s: float) -> None:
-    module, _, function = SCRIPTS[command[0]].partition(":")
-    start = [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
-    arguments = [argument.format(tiny_path) for argument in command[1:]]
-    pipe = subprocess.PIPE
-    with subprocess.Popen([*start, *arguments], stdout=pipe, stderr=pipe, text=True) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
-        wait_until(lambda: "/numpy/" in maps.read_text(), "it is importing modules")
-        time.sleep(more_s)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert "Traceback" not in said
-    # By then it may have ended, be ending (the signal does that), or be a server, which stops.
-    assert process.returncode in ((130,) if not more_s else (130, -signal.SIGINT, 0))
 
 
 def test_ctrl_c_ends_a_download_with_130(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from embellama.errors import EmptyInput, InvalidText, InvalidToken
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
+from embellama_server.dialects.bodies import BodyParser, inputs_of, named, texts_of, with_prompt_of
 from embellama_server.dialects.tei import TEIErrorBody, tei_error
 from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
@@ -106,7 +106,7 @@ class Tokenize(TokensDialect):
             inputs=texts_of(fields.inputs, "inputs"),
             model=fields.model,
             options=EmbedOptions(prompt=fields.prompt_name),
-            sent_as={"input": "inputs"},
+            sent_as={"input": named("inputs", fields.inputs)},
             special=fields.add_special_tokens is not False,
         )
 
@@ -143,7 +143,10 @@ class Decode(TokensDialect):
         fields = self._body(body)
         ids: Any = inputs_of(fields.ids, "ids")
         return TokensRequest(
-            inputs=ids, model=fields.model, sent_as={"input": "ids"}, special=fields.skip_special_tokens is False
+            inputs=ids,
+            model=fields.model,
+            sent_as={"input": named("ids", fields.ids)},
+            special=fields.skip_special_tokens is False,
         )
 
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
