@@ -83,14 +83,14 @@ def test_a_text_that_cannot_be_tokenized_is_named(target: Server, model: str, te
     answer = post(target, "/v1/embeddings", {"model": model, "input": ["red", text, "blue"], "truncate": "end"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["index"]) == (400, "input", 1)
-    assert error["message"].startswith("text 1 cannot be tokenized")
+    assert error["message"].startswith("input[1] cannot be tokenized")
     assert why in error["message"]
 
 
 def test_a_text_that_cannot_be_shown_as_tokens_is_named(target: Server) -> None:
     answer = post(target, "/tokenize", {"model": "gemma-embedding", "inputs": ["red", "漢" * 290_000]})
     assert answer.status_code == 400, answer.text
-    assert answer.json()["error"].startswith("text 1 cannot be tokenized")
+    assert answer.json()["error"].startswith("inputs[1] cannot be tokenized")
 
 
 def test_others_are_answered_while_a_text_stalls_the_tokenizer(target: Server) -> None:
