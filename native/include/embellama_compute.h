@@ -31,8 +31,9 @@ EMBELLAMA_COMPUTE_API ggml_backend_dev_t embellama_compute_device(const char *in
 EMBELLAMA_COMPUTE_API ggml_backend_buffer_type_t embellama_compute_weights(const char *instruction_set);
 
 /// Lay the next weights that this thread loads into the memory behind a file descriptor (a memfd), or use them from there
-/// if another process has loaded them. -1 ends this: the weights are complete, and others may use them.
-EMBELLAMA_COMPUTE_API void embellama_compute_share(int fd);
+/// if another process has laid down those with the same key. An fd of -1 ends this: the weights are complete, and others may
+/// use them.
+EMBELLAMA_COMPUTE_API void embellama_compute_share(int fd, uint64_t key);
 
 /// How many operations of ggml's graphs have been computed here, by kind, and how many were given back to ggml.
 struct embellama_compute_counts {

@@ -20,7 +20,7 @@ namespace {
 constexpr size_t ALIGNMENT = 64;
 
 // What precedes the weights in shared memory: a page, so that they stay aligned.
-constexpr size_t HEADER = 4096;
+constexpr size_t HEADER_BYTES = 4096;
 
 /// Memory of packed weights. Shared memory is written by the first process that loads the model, which holds its lock until
 /// all is written (or it dies), and read by the others.
@@ -32,8 +32,14 @@ struct Memory {
     bool filled;
 };
 
+/// The start of shared memory; zeros until the weights are complete.
+struct Header {
+    uint64_t size, key;
+};
+
 // What `embellama_compute_share` was told on this thread, and the memory that is being written since.
 thread_local int shared_fd = -1;
+thread_local uint64_t shared_key = 0;
 thread_local Memory *writing = nullptr;
 
 char *base_of(ggml_backend_buffer_t buffer) {
@@ -101,9 +107,9 @@ Memory *map_shared(int shared, size_t size) {
         close(fd);
         return nullptr;
     }
-    auto *written = static_cast<uint64_t *>(base);
-    const bool filled = *written == size;
-    if (*written != 0 && !filled) { // another model's
+    auto *header = static_cast<const Header *>(base);
+    const bool filled = header->size != 0;
+    if (filled && (header->size != size || header->key != shared_key)) { // another file's
         munmap(base, size);
         close(fd);
         return nullptr;
@@ -112,7 +118,7 @@ Memory *map_shared(int shared, size_t size) {
         mprotect(base, size, PROT_READ);
         flock(fd, LOCK_UN);
     }
-    return new Memory{static_cast<char *>(base), size, HEADER, fd, filled};
+    return new Memory{static_cast<char *>(base), size, HEADER_BYTES, fd, filled};
 }
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
@@ -120,7 +126,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
         free_buffer,   get_base, nullptr, memset_tensor, set_tensor, get_tensor,
         /* set_tensor_2d */ nullptr, /* get_tensor_2d */ nullptr, /* cpy_tensor */ nullptr, clear, /* reset */ nullptr,
     };
-    Memory *memory = shared_fd < 0 ? nullptr : map_shared(shared_fd, HEADER + size);
+    Memory *memory = shared_fd < 0 ? nullptr : map_shared(shared_fd, HEADER_BYTES + size);
     if (!memory) {
         const size_t whole = size ? size : 1;
         void *base = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -157,12 +163,13 @@ bool is_packed(const ggml_tensor *tensor) {
 
 } // namespace embellama
 
-void embellama_compute_share(int fd) {
+void embellama_compute_share(int fd, uint64_t key) {
     using namespace embellama;
     if (fd < 0 && writing) {
-        *reinterpret_cast<uint64_t *>(writing->base) = writing->size;
+        *reinterpret_cast<Header *>(writing->base) = {writing->size, shared_key};
         flock(writing->fd, LOCK_UN);
         writing = nullptr;
     }
     shared_fd = fd;
+    shared_key = key;
 }

@@ -16,6 +16,7 @@ from typing import Protocol
 import psutil
 
 from embellama.batch import Batch, Tokens
+from embellama.kernels import SharedWeights
 from embellama_server.config import ServerConfig
 from embellama_server.workers import worker
 from embellama_server.workers.channel import Channel, WorkerReply
@@ -66,6 +67,7 @@ class WorkerProcess:
         self,
         config: ServerConfig,
         canary: Tokens,
+        shared: SharedWeights,
         number: int,
         on_reply: Callable[[WorkerReply], None],
         on_close: Callable[[], None],
@@ -74,7 +76,7 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self._channel = Channel(context)
         self._process = context.Process(
-            target=worker.run, args=(config, canary, *self._channel.worker_end), name=f"worker-{number}"
+            target=worker.run, args=(config, canary, shared.path, *self._channel.worker_end), name=f"worker-{number}"
         )
         # Not in a thread: it takes a few ms, and nothing can come between it and the next lines. The worker inherits
         # the mask, so that no signal reaches it before it can say that it ignores it (`worker.run`).

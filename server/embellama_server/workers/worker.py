@@ -9,12 +9,14 @@ process of the group, so a worker ignores them; if the main process is killed, a
 worker.
 """
 
+import contextlib
 import importlib
 import logging
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 
@@ -34,8 +36,14 @@ HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]", writer: Connection) -> None:
-    """Load the model, answer with the canary's row, then answer batches until told to stop."""
+def run(
+    config: ServerConfig, canary: Tokens, shared: str, tasks: "SimpleQueue[Task | None]", writer: Connection
+) -> None:
+    """Load the model, answer with the canary's row, then answer batches until told to stop.
+
+    Args:
+        shared: Path of the `SharedWeights` of this model's workers; "" if there are none.
+    """
     os.nice(NICENESS)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -46,9 +54,12 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
     os.environ["GGML_NO_BACKTRACE"] = "1"
     from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
 
+    from embellama.gguf.loading import load_weights
+
     replies = ReplyWriter(writer)
     try:
-        model = EmbeddingModel(config)
+        with _opened(shared) as memory:
+            model = EmbeddingModel(config, load_weights(config, memory))
         if hook := os.environ.get(HOOK):
             module, _, function = hook.partition(":")
             getattr(importlib.import_module(module), function)(model)
@@ -66,6 +77,20 @@ def run(config: ServerConfig, canary: Tokens, tasks: "SimpleQueue[Task | None]",
         else:
             replies.send_rows(task.id, rows)
     model.close()
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    """Open the file at `path`; None stands for one that cannot be opened."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except OSError:
+        yield None
+        return
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _exit_with_front() -> None:
