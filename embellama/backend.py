@@ -6,7 +6,7 @@ Job.tokens ──► Backend.submit ──► a future of rows ──► Job.fin
 shares or reroutes work is a back end around another one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -111,5 +111,13 @@ class Backend(Protocol[RowsFuture]):
         Raises:
             Overloaded: There is no room, or the deadline could not be kept.
             Unavailable: No worker can compute it.
+            InputError: With nothing else to do, the deadline could not be kept either (`TooManyForDeadline`).
             EmbeddingFailed: A text is known to make workers die.
+        """
+
+    def close(self) -> Awaitable[None] | None:
+        """End every open request, then free what computes them, and close the back end inside.
+
+        Returns:
+            None once that is done; where futures are an event loop's, something to await until it is.
         """

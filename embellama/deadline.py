@@ -1,14 +1,18 @@
 """The deadline of the work that a thread is doing, for code far below the caller who set it.
 
-a request's thread ── working_until ──► … ──► check_deadline, between steps that take long
+a request's thread ── working_until ──► … ──► check_deadline, between steps that take long, or `holding` a lock
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 from embellama.errors import DeadlineExceeded
+
+# How often a thread that waits looks whether its deadline has passed. Smaller costs more; larger, and it is told later.
+POLL_S = 0.1
 
 
 class Deadline:
@@ -42,3 +46,14 @@ def check_deadline() -> None:
     deadline = _current.get()
     if deadline and time.monotonic() > deadline.at:
         raise DeadlineExceeded(deadline.timeout_ms)
+
+
+@contextlib.contextmanager
+def holding(turns: threading.Semaphore) -> Iterator[None]:
+    """Hold one of the turns of a semaphore in the block; raise `DeadlineExceeded` if none comes in time."""
+    while not turns.acquire(timeout=POLL_S):
+        check_deadline()
+    try:
+        yield
+    finally:
+        turns.release()

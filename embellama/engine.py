@@ -99,13 +99,15 @@ class EmbeddingEngine:
     def reload_model(self, model: str) -> None:
         """Load a model's file again, which may have changed; the old model is used until the new one is loaded.
 
+        Where `max_model_bytes` has no room for both, the old model is unloaded first.
+
         A new file must be put in place by renaming it. Weights are mapped, so writing into the file of a loaded model
         changes its vectors, and truncating the file can end the process.
 
         Raises:
             ModelNotFound: No model of that name is known.
             ConfigError: The new file alone is larger than `max_model_bytes`; the old model stays.
-            ModelLoadError: The file cannot be loaded; the old model stays.
+            ModelLoadError: The file cannot be loaded; the old model stays, unless it made room.
         """
         check_may_wait()
         self._models.reload(model)

@@ -6,7 +6,7 @@ EmbellamaError
 ├── InputError             the caller's input is wrong
 │   ├── EmptyInput             there is nothing to embed
 │   ├── TextTooLong            more tokens than the model reads at once
-│   ├── InvalidText            not text, or not valid Unicode
+│   ├── InvalidText            not text, not valid Unicode, or not to be tokenized
 │   ├── InvalidOption          an option of the call is wrong
 │   ├── InvalidToken           a token id the vocabulary does not have
 │   ├── PromptError            no prompt of that name, or its fields are not those given
@@ -83,7 +83,7 @@ class TextTooLong(InputError):
 
 
 class InvalidText(InputError):
-    """One text is not a `str`, or not valid Unicode."""
+    """One text is not a `str`, not valid Unicode, or cannot be tokenized; `reason` says which."""
 
     def __init__(self, index: int, reason: str):
         super().__init__(index, reason)

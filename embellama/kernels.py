@@ -170,4 +170,3 @@ def _library_of(function: str) -> str:
     if not ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
         raise KernelsUnusable(f"{function} is in no library")
     return os.fsdecode(ctypes.string_at(symbol.file))
-

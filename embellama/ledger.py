@@ -96,10 +96,12 @@ class OpenRequest(Generic[RowsFuture]):
 
     def settle(self) -> None:
         """Tell `progress` what has come and, if that is all, give the future its outcome."""
+        if self.future.done():  # cancelled: its caller expects to hear no more
+            return
         if self._report:
             self._report.tell(self._n_done)
         outcome = self._outcome
-        if outcome is None or self.future.done():
+        if outcome is None:
             return
         with contextlib.suppress(*_ALREADY_DONE):  # cancelled just now, by another thread
             if isinstance(outcome, Exception):
@@ -156,10 +158,16 @@ class Ledger(Generic[RowsFuture]):
         Raises:
             Overloaded: The waiting room is full.
         """
-        request = OpenRequest(tokens, kind, self._dim, self._new_future(), deadline, times, progress)
+        # First of all: rows are hundreds of megabytes, and what is refused needs none.
+        id = self._scheduler.submit([len(text) for text in tokens], deadline) if tokens else 0
+        try:
+            request = OpenRequest(tokens, kind, self._dim, self._new_future(), deadline, times, progress)
+        except BaseException:  # no memory
+            self._scheduler.cancel(id)
+            raise
         if tokens:
-            request.id = self._scheduler.submit([len(text) for text in tokens], deadline)
-            self._requests[request.id] = request
+            request.id = id
+            self._requests[id] = request
         return request
 
     def text(self, failure: Failure) -> Tokens:

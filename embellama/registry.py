@@ -1,6 +1,9 @@
 """Load the models of one engine, unload them to make room, load them again.
 
 config ──► ModelRegistry.load ──► LoadedModel: weights, jobs, and a back end that computes them
+
+One model is loaded at a time, and those that make room for it are closed before. Meanwhile all others can be used,
+unloaded and asked about.
 """
 
 import itertools
@@ -8,6 +11,7 @@ import logging
 import os
 import threading
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,14 +20,14 @@ from embellama.batch import Rows
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelError, ModelNotFound, Unavailable
 from embellama.gguf.compute import resolved
-from embellama.gguf.header import Header
+from embellama.gguf.header import Header, files_of
 from embellama.gguf.loading import load_weights
 from embellama.info import ModelInfo
 from embellama.jobs import Jobs
 from embellama.pool import Pool
 from embellama.tuning import tuned
 
-logger = logging.getLogger("embellama.engine")
+logger = logging.getLogger("embellama.registry")
 
 
 class LoadedModel:
@@ -43,12 +47,11 @@ class LoadedModel:
         self.config = tuned(config, weights)
         self.jobs = Jobs(self.config, weights)
         self.info = ModelInfo.of(self.config, self.jobs, weights)
-        self._pool = Pool(self.config, weights)
-        self.backend: Backend[Future[Rows]] = self._pool
+        self.backend: Backend[Future[Rows]] = Pool(self.config, weights)
 
     def close(self) -> None:
         """Finish its open requests, then free it."""
-        self._pool.close()
+        self.backend.close()
 
 
 class ModelRegistry:
@@ -56,8 +59,9 @@ class ModelRegistry:
 
     def __init__(self, max_model_bytes: int | None = None):
         """Make an empty registry; raise `ConfigError` if `max_model_bytes` is no number of bytes."""
+        self._loading = threading.Lock()  # held while a model is loaded; taken before the other
+        self._lock = threading.Lock()  # guards everything below; never held for long
         self._entries: dict[str, _Entry] = {}
-        self._lock = threading.Lock()  # held while models come and go, not while they are used
         self._clock = itertools.count(1)
         self._closed = False
         if max_model_bytes is not None and not (isinstance(max_model_bytes, int) and max_model_bytes > 0):
@@ -88,14 +92,13 @@ class ModelRegistry:
     def load(self, config: EngineConfig) -> None:
         """Load one more model; `EmbeddingEngine.load_model` says what is raised."""
         config = _with_absolute_paths(config.checked())
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the engine is closed")
-            if config.model_name in self._entries:
-                raise ConfigError(f"model_name is {config.model_name!r}: a model of that name is loaded already")
-            entry = _Entry(config)
-            self._load(entry)
-            self._entries[config.model_name] = entry
+        with self._loading:
+            with self._lock:
+                if self._closed:
+                    raise Unavailable("the engine is closed")
+                if config.model_name in self._entries:
+                    raise ConfigError(f"model_name is {config.model_name!r}: a model of that name is loaded already")
+            self._load(_Entry(config))
 
     def unload(self, name: str) -> None:
         """Finish a model's open requests, then free and forget it."""
@@ -104,17 +107,17 @@ class ModelRegistry:
             del self._entries[gone.config.model_name]
             if self._default == gone.config.model_name:
                 self._default = None
-        if gone.model:
-            gone.model.close()
+            model = gone.take_out()
+        if model:
+            model.close()
 
     def reload(self, name: str) -> None:
-        """Load a model's file again; the old one serves until the new one is there, and stays if there is none."""
-        with self._lock:
-            entry = self._entry(name)
-            old = entry.model
-            self._load(entry)
-        if old:
-            old.close()
+        """Load a model's file again; the old one serves until the new one is there, and stays if there is none.
+
+        Where there is no room for both, the old one is unloaded first.
+        """
+        with self._loading:
+            self._load(self._entry(name))
 
     def get(self, name: str | None) -> LoadedModel:
         """Return a model, loaded again if it was unloaded to make room.
@@ -124,24 +127,21 @@ class ModelRegistry:
             Unavailable: The engine is closed.
             ModelError: Its file was truncated while it was loaded.
         """
-        entry = self._entry(name)
-        model = entry.model
-        entry.notice_change()
-        if model is None:
-            with self._lock:
-                entry = self._entry(name)  # it may have gone meanwhile
-                model = entry.model or self._load(entry)
-        return model
+        if model := self._entry(name).usable():
+            return model
+        with self._loading:
+            entry = self._entry(name)  # it may have gone meanwhile
+            return entry.model or self._load(entry)
 
     def close(self) -> None:
         """Finish all open requests, then free every model. Calling it again does nothing."""
         with self._lock:
             self._closed = True
-            entries = list(self._entries.values())
+            models = [entry.take_out() for entry in self._entries.values()]
             self._entries.clear()
-        for entry in entries:
-            if entry.model:
-                entry.model.close()
+        for model in models:
+            if model:
+                model.close()
 
     def _entry(self, name: str | None, *, used: bool = True) -> "_Entry":
         known = self.default if name is None else name
@@ -155,79 +155,137 @@ class ModelRegistry:
         return entry
 
     def _load(self, entry: "_Entry") -> LoadedModel:
-        """Load a model, or load it again, after unloading others if there is no room. The lock is held."""
+        """Load a model, or load it again, after unloading others if there is no room. Loading is locked."""
+        name, is_new = entry.config.model_name, entry.loaded is None
         if self._max_model_bytes is not None:
-            n_bytes = Header(entry.config.model_path).n_bytes
-            if n_bytes > self._max_model_bytes:
-                raise ConfigError(
-                    f"max_model_bytes is {self._max_model_bytes}, but model {entry.config.model_name!r} alone has "
-                    f"{n_bytes} bytes"
-                )
-            others = [other for other in self._entries.values() if other.model and other is not entry]
-            others.sort(key=lambda other: other.used_at)
-            while sum(other.info.n_bytes for other in others) + n_bytes > self._max_model_bytes:
-                others.pop(0).unload()
-        return entry.load()
+            self._make_room(entry, self._max_model_bytes)
+        loaded = _Loaded.of(entry.config)
+        with self._lock:
+            wanted = not self._closed and (is_new or self._entries.get(name) is entry)
+            gone = entry.put(loaded) if wanted else loaded.model
+            if wanted:
+                self._entries[name] = entry
+        if gone:
+            gone.close()
+        if not wanted:
+            raise Unavailable("the engine is closed") if self._closed else ModelNotFound(name, self.names)
+        assert loaded.model
+        return loaded.model
+
+    def _make_room(self, entry: "_Entry", max_bytes: int) -> None:
+        """Unload the models that were used longest ago; at last, if that is not enough, the one to be loaded again."""
+        n_bytes = Header(entry.config.model_path).n_bytes
+        if n_bytes > max_bytes:
+            raise ConfigError(
+                f"max_model_bytes is {max_bytes}, but model {entry.config.model_name!r} alone has {n_bytes} bytes"
+            )
+        with self._lock:
+            there = [other for other in self._entries.values() if other.model]
+            there.sort(key=lambda other: (other is entry, other.used_at))
+            going = []
+            while sum(other.info.n_bytes for other in there) + n_bytes > max_bytes:
+                going.append(there.pop(0))
+            models = [(other.config.model_name, other.take_out()) for other in going]
+        for name, model in models:
+            if model:
+                logger.info("unloading model %r to make room", name)
+                model.close()
+
+
+class _Loaded(NamedTuple):
+    """A model as it was loaded last.
+
+    model: The model; None once it was unloaded to make room.
+    info: Its description.
+    stamp: Of each of its files, values that differ whenever the file was changed or replaced.
+    """
+
+    model: LoadedModel | None
+    info: ModelInfo
+    stamp: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "_Loaded":
+        """Load a model."""
+        stamp = _stamp(config)
+        model = LoadedModel(config)
+        return cls(model, model.info, stamp)
 
 
 class _Entry:
-    """One model that the registry knows: loaded, or unloaded to make room."""
+    """One model that the registry knows: loaded, or unloaded to make room.
+
+    Attributes:
+        loaded: What was loaded last; None before it was put here. Replaced as a whole, as it is read without a lock.
+    """
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        self.model: LoadedModel | None = None
         self.used_at = 0  # on the registry's clock
-        self._info: ModelInfo | None = None
-        self._stamp: tuple[int, ...] = ()
+        self.loaded: _Loaded | None = None
         self._warned = False
         self._warning_lock = threading.Lock()
 
     @property
-    def info(self) -> ModelInfo:
-        assert self._info is not None
-        return msgspec.structs.replace(self._info, loaded=self.model is not None, changed=self._changed())
+    def model(self) -> LoadedModel | None:
+        return self.loaded and self.loaded.model
 
-    def load(self) -> LoadedModel:
-        stamp = self._file_stamp()
-        self.model = model = LoadedModel(self.config)
-        self._info = model.info
-        self._stamp, self._warned = stamp, False
+    @property
+    def info(self) -> ModelInfo:
+        assert self.loaded
+        changed = _stamp(self.config) != self.loaded.stamp
+        return msgspec.structs.replace(self.loaded.info, loaded=self.model is not None, changed=changed)
+
+    def put(self, loaded: _Loaded) -> LoadedModel | None:
+        """Put a model here; return the one before, to be closed."""
+        before = self.model
+        self.loaded, self._warned = loaded, False
+        return before
+
+    def take_out(self) -> LoadedModel | None:
+        """Let the model go, to be closed."""
+        model = self.model
+        if self.loaded:
+            self.loaded = self.loaded._replace(model=None)
         return model
 
-    def unload(self) -> None:
-        model, self.model = self.model, None
-        if model:
-            logger.info("unloading model %r to make room", self.config.model_name)
-            model.close()
-
-    def notice_change(self) -> None:
-        """Log a warning, once, if the file is no longer the one that was loaded.
+    def usable(self) -> LoadedModel | None:
+        """Return the model, if it is in memory; log a warning, once, if its files are no longer those loaded.
 
         Raises:
-            ModelError: The file was truncated, so that reading the weights would end the process (SIGBUS).
+            ModelError: A file was truncated, so that reading the weights would end the process (SIGBUS).
         """
-        if not self._changed():
-            return
-        path, name = self.config.model_path, self.config.model_name
+        loaded = self.loaded
+        assert loaded
+        stamp = _stamp(self.config)
+        if stamp == loaded.stamp:
+            return loaded.model
+        name, files = self.config.model_name, zip(files_of(self.config.model_path), stamp, loaded.stamp, strict=True)
+        changed = [(path, new, old) for path, new, old in files if new != old]
         with self._warning_lock:
             warned, self._warned = self._warned, True
         if not warned:
-            how = "reload_model loads the new file" if self.model else "the new file is loaded now"
-            logger.warning("%s has changed since model %r was loaded from it; %s", path, name, how)
-        file = self._file_stamp()
-        if self.model and file[:2] == self._stamp[:2] and file[2] < self._stamp[2]:
-            raise ModelError(f"{path} was cut while model {name!r} was loaded from it; mend it and call reload_model")
+            how = "reload_model loads the new file" if loaded.model else "the new file is loaded now"
+            logger.warning("%s has changed since model %r was loaded from it; %s", changed[0][0], name, how)
+        for path, new, old in changed:
+            if loaded.model and new[:2] == old[:2] and new[2] < old[2]:
+                raise ModelError(
+                    f"{path} was cut while model {name!r} was loaded from it; mend it and call reload_model"
+                )
+        return loaded.model
 
-    def _changed(self) -> bool:
-        return self._file_stamp() != self._stamp
 
-    def _file_stamp(self) -> tuple[int, ...]:
-        """Return values that differ whenever the file was changed or replaced; () when there is no file."""
-        try:
-            stat = os.stat(self.config.model_path)
-        except OSError:
-            return ()
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+def _stamp(config: EngineConfig) -> list[tuple[int, ...]]:
+    return [_file_stamp(path) for path in files_of(config.model_path)]
+
+
+def _file_stamp(path: str) -> tuple[int, ...]:
+    """Return values that differ whenever the file was changed or replaced; () when there is no file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _with_absolute_paths(config: EngineConfig) -> EngineConfig:

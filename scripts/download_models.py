@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dest", type=Path, default=ROOT / "models", help="folder to put it in (default: models/)")
     options = parser.parse_args(arguments)
     try:
-        print(fetch(options.name, manifest[options.name], options.dtype, options.dest))
+        path = fetch(options.name, manifest[options.name], options.dtype, options.dest)
+        print_path(path)
     except (Failed, OSError) as error:  # a folder that cannot be made or written to, a full disk
         sys.exit(f"download_models: {error}")
 
@@ -374,6 +375,23 @@ def link_to(link: Path, path: Path) -> None:
     temporary.replace(link)
 
 
+def print_path(path: Path) -> None:
+    """Print the path on standard output.
+
+    Raises:
+        Failed: It cannot be written.
+    """
+    if sys.stdout is None:
+        raise Failed("the path cannot be written: standard output is closed")
+    try:
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more at exit
+        if not isinstance(error, BrokenPipeError):
+            raise Failed(f"the path cannot be written: {error.strerror}") from None
+
+
 def say(text: str) -> None:
     """Print a message to standard error: standard output is for the path."""
     print(f"download_models: {text}", file=sys.stderr, flush=True)
@@ -397,4 +415,7 @@ def with_packages(run: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    with_packages(main)
+    try:
+        with_packages(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell reports of a program that SIGINT has ended

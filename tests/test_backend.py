@@ -3,12 +3,18 @@
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any
 
+import httpx
+import msgspec
 import numpy as np
 import pytest
+from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
+from embellama_server.serve import build
+from embellama_server.state import ServedModel, ServerState
 from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama import EmbeddingEngine, EngineConfig
@@ -25,14 +31,15 @@ from tests.conftest import wait_until
 
 
 class Counting(Backend[RowsFuture]):
-    """Counts the texts that go to the back end inside."""
+    """Counts the texts that go to the back end inside, and may say something else of its state."""
 
     def __init__(self, inside: Backend[RowsFuture]):
-        self._inside, self.n_texts = inside, 0
+        self._inside, self.n_texts, self.closed = inside, 0, False
+        self.change: dict[str, Any] = {}
 
     @property
     def state(self) -> PoolState:
-        return self._inside.state
+        return msgspec.structs.replace(self._inside.state, **self.change)
 
     def check_room(self) -> None:
         self._inside.check_room()
@@ -40,6 +47,10 @@ class Counting(Backend[RowsFuture]):
     def submit(self, tokens: Sequence[Tokens], **options: Any) -> RowsFuture:
         self.n_texts += len(tokens)
         return self._inside.submit(tokens, **options)
+
+    def close(self) -> Awaitable[None] | None:
+        self.closed = True
+        return self._inside.close()
 
 
 @pytest.fixture
@@ -107,6 +118,40 @@ def test_an_engine_computes_through_a_back_end_around_its_own(tiny_path: str) ->
         engine.embed_batch("tiny", ["red", "green"])
         engine.embed("tiny", "red")
         assert counting.n_texts == 3
+        threads = threading.active_count()
+        engine.unload_model("tiny")
+        assert counting.closed
+        assert threading.active_count() == threads - 1
+
+
+@pytest.mark.server
+async def test_the_server_asks_a_back_end_around_the_workers_how_they_are(config: ServerConfig) -> None:
+    state = build(config)
+    model = state.model(None)
+    model.dispatcher.start()
+    counting: Counting[asyncio.Future[Rows]] = Counting(model.dispatcher)
+    # As it would be of a back end that has computed all it needs, and stops with a lot left to do.
+    counting.change = {"n_ready": 0, "status": "unavailable", "waiting_tokens": 3000, "rate": 100.0}
+    around = model._replace(backend=counting)
+    around_all = ServerState(state.config, [around], state.metrics)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(build_app(around_all)), base_url="http://test") as http:
+        assert (await http.get("/readyz")).status_code == 503
+        assert (await http.get("/health")).json()["status"] == "unavailable"
+    assert around_all.overloaded("full").retry_after_s == 30
+    await around.close(at_once=False)
+    assert counting.closed
+    assert model.dispatcher.n_ready == 0
+
+
+def test_metrics_are_those_of_the_back_end(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def around(*args: Any) -> ServedModel:
+        model = ServedModel(*args)
+        counting: Counting[asyncio.Future[Rows]] = Counting(model.dispatcher)
+        counting.change = {"n_workers": 17}
+        return model._replace(backend=counting)
+
+    monkeypatch.setattr("embellama_server.serve.ServedModel", around)
+    assert 'embellama_workers{model="tiny"} 17.0' in build(config).metrics.page().decode()
 
 
 @pytest.mark.server

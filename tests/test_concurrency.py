@@ -27,6 +27,7 @@ from embellama import (
 )
 from embellama.gguf.header import Header
 from embellama.pool import Pool
+from embellama.registry import LoadedModel
 from embellama.runner import JobRunner
 from tests.conftest import Reference, run, wait_until
 from tests.forward import pooled
@@ -39,7 +40,9 @@ def tiny(path: str | Path, name: str = "tiny", num_workers: int = 2, **settings:
 
 
 def pool_of(engine: EmbeddingEngine, name: str = "tiny") -> Pool:
-    return engine._models.get(name)._pool
+    pool = engine._models.get(name).backend
+    assert isinstance(pool, Pool)
+    return pool
 
 
 @pytest.fixture
@@ -188,9 +191,54 @@ def test_unloading_answers_what_was_asked_before(tiny_path: str) -> None:
 
 
 def test_a_call_runs_on_while_another_model_is_loaded_or_unloaded(engine: EmbeddingEngine, tiny_path: str) -> None:
-    with engine._models._lock:  # as while a large model is loaded
+    engine.load_model(tiny(tiny_path, "other"))
+    with engine._models._loading:  # as while a large model is loaded, or waits for room
         assert engine.embed("tiny", "red").shape == (32,)
         assert engine.model_info("tiny").dim == 32
+        engine.default_model = "other"
+        engine.unload_model("other")
+    with engine._models._loading, engine._models._lock:
+        assert engine.embed("tiny", "red").shape == (32,)
+
+
+@pytest.mark.parametrize("end", ["unload", "close"])
+def test_a_model_that_went_while_it_was_loaded_leaves_nothing(
+    tiny_path: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threading.active_count()
+    engine = EmbeddingEngine(tiny(tiny_path))
+    load = LoadedModel.__init__
+
+    def load_and_go(model: LoadedModel, config: Any) -> None:
+        load(model, config)
+        engine.unload_model("tiny") if end == "unload" else engine.close()
+
+    monkeypatch.setattr(LoadedModel, "__init__", load_and_go)
+    with pytest.raises(ModelNotFound if end == "unload" else Unavailable):
+        engine.reload_model("tiny")
+    engine.close()
+    assert threading.active_count() == before
+
+
+def test_a_model_that_makes_room_keeps_nobody_else_waiting(tiny_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddingEngine(tiny(tiny_path, "a"), max_model_bytes=Header(tiny_path).n_bytes) as engine:
+        may_close, closing, close = threading.Event(), threading.Event(), LoadedModel.close
+
+        def close_late(model: LoadedModel) -> None:
+            closing.set()
+            assert may_close.wait(60)
+            close(model)
+
+        monkeypatch.setattr(LoadedModel, "close", close_late)
+        with ThreadPoolExecutor(2) as threads:
+            loading = threads.submit(engine.load_model, tiny(tiny_path, "b"))
+            assert closing.wait(60)
+            try:
+                threads.submit(setattr, engine, "default_model", "a").result(10)
+                assert not engine.model_info("a").loaded
+            finally:
+                may_close.set()
+            loading.result()
 
 
 # ---- cancellation

@@ -186,3 +186,11 @@ def test_a_name_beside_models_is_refused(field: str, value: object) -> None:
 def test_a_file_name_that_is_not_utf_8_is_refused() -> None:
     with pytest.raises(ConfigError, match="the file's name is not UTF-8"):
         ServerConfig(model_path=os.fsdecode(b"m\xff.gguf")).checked()
+
+
+@pytest.mark.parametrize(("field", "value"), [("model_name", "x\udcff"), ("aliases", ("x", "y\udcff"))])
+def test_a_name_that_is_not_utf_8_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is .*not UTF-8"):
+        ServerConfig(**{"model_path": "m.gguf", field: value}).checked()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"models\[0\].{field} is .*not UTF-8"):
+        ServerConfig(models=({"model_path": "m.gguf", field: value},)).checked().pools()

@@ -208,3 +208,29 @@ async def test_it_keeps_futures_of_an_event_loop_too() -> None:
         for touched in ledger.put(pool.scheduler.complete(assignment.batch, 0), batch, rows_of(batch)):
             touched.settle()
     assert (await request.future).tolist() == [[1, -1]]
+
+
+def test_what_there_is_no_room_for_takes_no_memory() -> None:
+    pool = Pool(max_waiting=0)
+    pool.ledger._dim = 2**40  # rows of more memory than there is
+    with pytest.raises(Overloaded):
+        pool.ledger.open([text(1)])
+
+
+def test_where_there_is_no_memory_for_its_rows_nothing_of_a_request_waits() -> None:
+    pool = Pool()
+    pool.ledger._dim = 2**60
+    with pytest.raises((MemoryError, ValueError)):
+        pool.ledger.open([text(1)])
+    assert (len(pool.ledger), pool.scheduler.n_waiting, list(pool.scheduler.assign())) == (0, 0, [])
+
+
+def test_a_request_that_was_cancelled_hears_no_more_of_its_progress() -> None:
+    pool, told = Pool(), list[int]()
+    request = pool.ledger.open([text(number) for number in range(4)], progress=lambda n, _: told.append(n))
+    pool.compute()
+    n_told = len(told)
+    (assignment,) = pool.scheduler.assign()
+    request.future.cancel()
+    pool.answer(assignment)
+    assert (n_told, len(told)) == (1, 1)

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_both_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_both_packages_their_command_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {str(path.relative_to(ROOT)) for path in tracked("embellama")}
     expected |= {str(path.relative_to(ROOT / "server")) for path in tracked("server/embellama_server")}

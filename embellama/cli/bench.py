@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import click
-import msgspec
 
 from embellama.advice.bench import bench as run_bench
 from embellama.advice.report import chart, check_chart, table
-from embellama.cli.output import write_line
+from embellama.cli.output import Command, json_line, write_line
 from embellama.errors import EmbellamaError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--seconds", type=click.FloatRange(1), default=30, show_default=True, help="How long it may take, about.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.option("--chart", "chart_path", metavar="FILE", help="Draw speed, size and fidelity to FILE.svg or FILE.png.")
@@ -30,4 +29,4 @@ def bench(seconds: float, as_json: bool, chart_path: str | None, paths: Sequence
             chart(report, chart_path)
     except (EmbellamaError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    write_line(msgspec.json.encode(report) if as_json else table(report))
+    write_line(json_line(report) if as_json else table(report))

@@ -1,20 +1,19 @@
 """`embellama devices`: print the devices that llama.cpp can compute on."""
 
 import click
-import msgspec
 
-from embellama.cli.output import write_line
+from embellama.cli.output import Command, json_line, write_line
 from embellama.machine.devices import GPU_BUILD, gpu_build
 from embellama.machine.devices import devices as list_devices
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list instead.")
 def devices(as_json: bool) -> None:
     """List what this build of llama.cpp can compute on."""
     found = list_devices()
     if as_json:
-        write_line(msgspec.json.encode(found))
+        write_line(json_line(found))
         return
     for device in found:
         free, total = device.free_bytes / 1e9, device.total_bytes / 1e9

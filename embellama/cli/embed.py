@@ -9,14 +9,14 @@ import click
 import msgspec
 
 from embellama.cli.flags import call_options, config_options
-from embellama.cli.output import write_line
+from embellama.cli.output import Command, write_line
 from embellama.config import EngineConfig
 from embellama.engine import EmbeddingEngine
-from embellama.errors import InvalidText
+from embellama.errors import EmbellamaError, InvalidText
 from embellama.options import EmbedOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @config_options(EngineConfig)
 @call_options(EmbedOptions)
 @click.argument("texts", nargs=-1)
@@ -25,10 +25,15 @@ def embed(config: EngineConfig, options: EmbedOptions, texts: Sequence[str]) -> 
 
     Without TEXTS, each line of standard input is a text.
     """
-    lines = texts or _lines()
-    with EmbeddingEngine(config) as engine:
-        for row in engine.embed_stream(config.model_name, lines, **msgspec.structs.asdict(options)):
-            write_line(json.dumps(row.tolist()))
+    try:
+        with EmbeddingEngine(config) as engine:
+            for row in engine.embed_stream(config.model_name, texts or _lines(), **msgspec.structs.asdict(options)):
+                write_line(json.dumps(row.tolist()))
+    except EmbellamaError as error:
+        index = getattr(error, "index", None)
+        if texts or index is None:
+            raise
+        raise click.ClickException(str(error).replace(f"text {index}", f"line {index + 1}", 1)) from error
 
 
 def _lines() -> Iterator[str]:

@@ -16,6 +16,7 @@ import click
 import msgspec
 from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
 
+from embellama.cli.output import Command
 from embellama.config import Config, auto_fields, convert, fields
 from embellama.errors import ConfigError, EmbellamaError
 
@@ -58,7 +59,7 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {field.name: written(field) for field in fields(kind)}
 
 
-class SectionedCommand(click.Command):
+class SectionedCommand(Command):
     """A command whose help lists its options in sections.
 
     `sections` has each one's title and the names of its parameters; those in none come last, as Options.

@@ -5,18 +5,18 @@ import msgspec
 
 from embellama.advice import inspection
 from embellama.cli.flags import config_options
-from embellama.cli.output import write_line
+from embellama.cli.output import Command, json_line, write_line
 from embellama.config import EngineConfig
 
 
-@click.command()
+@click.command(cls=Command)
 @config_options(EngineConfig, argument="model_path")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def inspect(config: EngineConfig, as_json: bool) -> None:
     """Say what the engine would do with a GGUF file, and warn of what is usually wrong with one."""
     found = inspection.inspect(config)
     if as_json:
-        write_line(msgspec.json.encode(found))
+        write_line(json_line(found))
         return
     facts = msgspec.structs.asdict(found.info) | msgspec.structs.asdict(found)
     for field in ("info", "warnings", "faster", "loaded", "changed"):

@@ -7,12 +7,14 @@ from embellama.cli.bench import bench
 from embellama.cli.devices import devices
 from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
+from embellama.cli.output import Group, check_output
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="embellama")
 def main() -> None:
     """Turn text into vectors with GGUF models on llama.cpp."""
+    check_output()  # before work whose result could not be printed
 
 
 for command in (embed, inspect, devices, bench):

@@ -9,7 +9,6 @@ they compute a model for the first time, a process of its own compares them with
 import functools
 import logging
 import re
-import signal
 import subprocess
 import sys
 
@@ -20,6 +19,7 @@ from embellama.config import Config, EngineConfig
 from embellama.errors import ConfigError
 from embellama.gguf.header import Header
 from embellama.machine.measurements import CachedMeasurement
+from embellama.machine.signals import how_it_ended
 
 logger = logging.getLogger("embellama.gguf.compute")
 
@@ -133,11 +133,7 @@ def _try(path: str) -> tuple[Choice, bool]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Choice("llama", f"the trial of our kernels did not end: {error}"), False
     if done.returncode < 0:
-        try:
-            how = signal.Signals(-done.returncode).name
-        except ValueError:
-            how = f"signal {-done.returncode}"
-        return Choice("llama", f"the trial of our kernels was ended by {how}"), True
+        return Choice("llama", f"the trial of our kernels {how_it_ended(done.returncode)}"), True
     try:
         return msgspec.json.decode(done.stdout, type=Choice), True
     except msgspec.DecodeError:

@@ -97,8 +97,8 @@ class Header:
         n_parts, place = self.values.get("split.count", 0), self.values.get("split.no", 0)
         if not isinstance(n_parts, int) or n_parts < 2:
             return []
-        prefix = re.sub(r"-\d{5}-of-\d{5}\.gguf$", "", self.path)
-        parts = [f"{prefix}-{part:05}-of-{n_parts:05}.gguf" for part in range(1, n_parts + 1)]
+        prefix = _PART.sub("", self.path)
+        parts = _parts(prefix, n_parts)
         if place:
             raise ModelLoadError(self.path, f"it is part {place + 1} of {n_parts}; give part 1, {parts[0]}")
         if self.path != parts[0]:
@@ -130,6 +130,20 @@ class Header:
         types = [type for name, type in self.tensors.items() if name.startswith("blk.")]
         wide = [type for type in types if type != "f32"] or types
         return max(set(wide), key=wide.count, default="")
+
+
+def files_of(path: str) -> list[str]:
+    """List the files of a model by the name of its first, whether they are there or not."""
+    found = _PART.search(path)
+    return _parts(path[: found.start()], int(found[1])) if found else [path]
+
+
+# The end of the name of a part, as llama.cpp's gguf-split has it.
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+
+def _parts(prefix: str, n_parts: int) -> list[str]:
+    return [f"{prefix}-{part:05}-of-{n_parts:05}.gguf" for part in range(1, n_parts + 1)]
 
 
 class _InitParams(ctypes.Structure):

@@ -85,7 +85,11 @@ class Weights:
         params.n_gpu_layers = config.n_gpu_layers
         params.use_extra_bufts = repack
         self.compute = kernels or "llama"
-        ours = library().loading(params, kernels, set(self.header.files.values()), memory) if kernels else contextlib.nullcontext()
+        ours = (
+            library().loading(params, kernels, set(self.header.files.values()), memory)
+            if kernels
+            else contextlib.nullcontext()
+        )
         with _loading, ours:
             last_error()
             model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)

@@ -8,18 +8,19 @@ a process that ends, or is silent for too long ──► ProcessFailed
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from embellama.deadline import check_deadline
+from embellama.deadline import POLL_S, check_deadline
 from embellama.errors import EmbellamaError, ModelError
+from embellama.machine import signals
 
 Target = TypeVar("Target")
 Result = TypeVar("Result")
@@ -27,9 +28,6 @@ Args = ParamSpec("Args")
 
 # A call takes seconds; loading a large file from a slow disk takes longer.
 PATIENCE_S = 120.0
-
-# How often it is looked whether anybody waits for the answer any more.
-POLL_S = 0.1
 
 # Not by multiprocessing, which would run the caller's main module once more.
 PROGRAM = "from embellama.machine import isolated; isolated.serve()"
@@ -61,14 +59,16 @@ class IsolatedProcess(Generic[Target]):
         self.patience_s = PATIENCE_S
         self._end, other_end = Pipe()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(other_end.fileno())],
-                stdin=subprocess.PIPE,  # its end tells the process that this one has ended
-                stdout=subprocess.DEVNULL,
-                pass_fds=[other_end.fileno()],
-                # As in the server's workers: a dying ggml must not start a debugger.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"},
-            )
+            with signals.blocked():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, str(other_end.fileno())],
+                    stdin=subprocess.PIPE,  # its end tells the process that this one has ended
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[other_end.fileno()],
+                    # As in the server's workers: a dying ggml must not start a debugger.
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"},
+                )
+            _started.add(self)
         except BaseException:
             self._end.close()
             raise
@@ -94,6 +94,13 @@ class IsolatedProcess(Generic[Target]):
         self._process.stdin.close()
         self._end.close()
 
+    def let_go(self) -> None:
+        """Close a fork's ends, without which the process would outlive the one that started it."""
+        self._end.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.returncode = 0  # it is not the fork's to wait for
+
     def __enter__(self) -> "IsolatedProcess[Target]":
         return self
 
@@ -118,14 +125,24 @@ class IsolatedProcess(Generic[Target]):
         return result
 
     def _death(self) -> ProcessFailed:
-        status = self._process.wait()
-        how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with status {status}"
-        return ProcessFailed(f"its process ended {how}")
+        return ProcessFailed(f"its process {signals.how_it_ended(self._process.wait())}")
+
+
+_started: weakref.WeakSet[IsolatedProcess[Any]] = weakref.WeakSet()
+
+
+def _let_all_go() -> None:
+    for process in list(_started):
+        process.let_go()
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_let_all_go)
 
 
 def serve() -> None:
     """Answer calls until the process that started this one ends; the last argument is the pipe's descriptor."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the process that started this one decides
+    signals.ignore()
     threading.Thread(target=_exit_with_starter, daemon=True).start()
     end = Connection(int(sys.argv[-1]))
     with contextlib.suppress(EOFError):
@@ -147,5 +164,5 @@ def _attempt(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[
 
 
 def _exit_with_starter() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not by `sys.stdin`, whose lock the end of Python would wait for
     os._exit(1)

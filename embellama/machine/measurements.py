@@ -36,7 +36,7 @@ class CachedMeasurement:
     def read(self) -> str | None:
         """Return the result that was kept, or None if there is none."""
         try:
-            return self.path.read_text() if self.path else None
+            return self.path.read_text("utf-8") if self.path else None
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -47,7 +47,7 @@ class CachedMeasurement:
         own = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # renamed whole: others may be reading
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(result)
+            own.write_text(result, "utf-8")
             own.replace(self.path)
         except OSError as error:
             logger.debug("%s is not kept: %s", self.path, error)

@@ -23,11 +23,12 @@ SPLIT_IN_CODE = frozenset(
     }
 )
 
-# Most characters of a word that std::regex may be given here, 233 bytes of stack for each: a thread of musl has 128 kB.
-# The stricter, the more texts take a process's detour, of a tenth of a millisecond.
-MAX_WORD_CHARACTERS = 400
+# Runs of text or of space that long are not given to std::regex here. Some patterns join the two, such as punctuation
+# and the line breaks after it: so a word has 510 characters at most, 233 bytes of stack for each, and a thread of musl
+# has 128 kB. The stricter, the more texts take a process's detour, of a tenth of a millisecond.
+MAX_WORD_CHARACTERS = 256
 
-# A word is at most what stands between two changes from space to text. But one pattern joins words over single spaces.
+# No pattern but one goes on into a second run of the same kind: that joins words over single spaces.
 # Python's spaces from U+001C to U+001F are none of llama.cpp's.
 _LONG_WORD = re.compile(rf"[\S\x1c-\x1f]{{{MAX_WORD_CHARACTERS},}}|\s{{{MAX_WORD_CHARACTERS},}}")
 JOINS_WORDS = frozenset({"exaone-moe"})

@@ -3,17 +3,19 @@
 LlamaVocabulary ── a hazardous text ──► IsolatedVocabulary.tokenize ══► a process: llama_tokenize on a large stack
                 ◄── ids, or TokenizerFailed ──                     ◄══
 
-The process is started for the first such text, serves all later ones, and ends with its owner. Only the text that ends
-it, or takes too long, fails: the next one gets a new process.
+A process is started when a text needs one, serves later ones, and ends with its owner. Only the text that ends it, or
+takes too long, fails: the next one gets a new process.
 """
 
 import os
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 from embellama.batch import Tokens
 from embellama.config import EngineConfig
-from embellama.errors import ModelError
+from embellama.deadline import holding
+from embellama.errors import ModelError, Unavailable
 from embellama.gguf.weights import Weights
 from embellama.machine.isolated import IsolatedProcess, ProcessFailed
 from embellama.text.llama_tokenize import llama_tokenize
@@ -27,58 +29,74 @@ PATIENCE_S = 1.0
 PATIENCE_S_A_CHARACTER = 5e-6
 
 
+# Processes of one vocabulary: one for each of the server's two tokenizing threads, so that ordinary requests need not
+# wait for the huge. More would let more threads of a library's user go on at once, and take more memory.
+N_PROCESSES = 2
+
+
 class TokenizerFailed(ModelError):
-    """The tokenizer's process ended on a text, took too long for it, or could not be started."""
+    """The tokenizer's process ended on a text, or took too long for it."""
 
 
 class IsolatedVocabulary:
-    """A file's vocabulary in a separate process; for use by any thread, by one at a time."""
+    """A file's vocabulary in separate processes; for use by any thread."""
 
     def __init__(self, path: str):
         """Prepare to read the vocabulary of `path` when it is first needed."""
         self._path = path
-        self._lock = threading.Lock()
-        self._process: IsolatedProcess[Weights] | None = None
-        self._pid = 0  # of the process that started it
+        self._turns = threading.BoundedSemaphore(N_PROCESSES)
+        self._idle: list[IsolatedProcess[Weights]] = []
+        # They also end with this process. At exit a thread may be waiting for one.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
+        _vocabularies.add(self)
 
     def tokenize(self, text: str) -> Tokens:
         """Tokenize one text without special tokens around it, as `llama_tokenize` does.
 
         Raises:
             TokenizerFailed: The text ended the process, or took it too long.
+            Unavailable: No process can be started.
             DeadlineExceeded: The deadline of this thread's work has passed (`embellama.deadline`).
         """
-        with self._lock:
-            process = self._started()
+        with holding(self._turns):
+            process = self._idle.pop() if self._idle else self._start()
             process.patience_s = PATIENCE_S + PATIENCE_S_A_CHARACTER * len(text)
             try:
-                return process.call(_tokenize, text)
+                ids = process.call(_tokenize, text)
             except ProcessFailed as error:
-                self._end()
+                process.close()
                 raise TokenizerFailed(f"llama.cpp's tokenizer failed on it: {error}") from None
             except BaseException:  # it may still be at work
-                self._end()
+                process.close()
                 raise
+            self._idle.append(process)
+            return ids
 
-    def _started(self) -> IsolatedProcess[Weights]:
-        if self._process is None or self._pid != os.getpid():  # a fork shares the pipe of its parent's
-            try:
-                self._process = IsolatedProcess(_load, self._path)
-            except (ModelError, OSError) as error:
-                raise TokenizerFailed(f"a process to tokenize it in could not be started: {error}") from None
-            self._pid = os.getpid()
-            # It also ends with this process. At exit a thread may be waiting for it.
-            weakref.finalize(self, _close, self._process, self._pid).atexit = False
-        return self._process
+    def _start(self) -> IsolatedProcess[Weights]:
+        try:
+            return IsolatedProcess(_load, self._path)
+        except (ModelError, OSError) as error:
+            raise Unavailable(f"no process to tokenize in can be started: {error}") from None
 
-    def _end(self) -> None:
-        if self._process:
-            self._process.close()
-            self._process = None
+    def after_fork(self) -> None:
+        """Begin anew in a fork, where threads that had a turn are gone, and the processes are another's."""
+        self._turns = threading.BoundedSemaphore(N_PROCESSES)
+        self._idle.clear()
 
 
-def _close(process: IsolatedProcess[Weights], pid: int) -> None:
-    if pid == os.getpid():
+_vocabularies: weakref.WeakSet[IsolatedVocabulary] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for vocabulary in list(_vocabularies):
+        vocabulary.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _close_all(processes: list[IsolatedProcess[Weights]]) -> None:
+    for process in processes:
         process.close()
 
 
@@ -96,8 +114,5 @@ def _load(path: str) -> Weights:
 
 
 def _tokenize(weights: Weights, text: str) -> Tokens:
-    found: list[Tokens] = []
-    thread = threading.Thread(target=lambda: found.append(llama_tokenize(weights.vocab, text)))
-    thread.start()
-    thread.join()
-    return found[0]
+    with ThreadPoolExecutor(1) as threads:  # a new thread, of `STACK_BYTES`
+        return threads.submit(llama_tokenize, weights.vocab, text).result()

@@ -45,17 +45,17 @@ class LlamaVocabulary:
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Tokens]:
         for index, text in enumerate(texts):
-            check_deadline()
-            try:
-                yield self._one(text)
-            except TokenizerFailed as error:
-                raise InvalidText(index, f"cannot be tokenized: {error}") from None
+            yield self._one(text, index)
 
-    def _one(self, text: str) -> Tokens:
+    def _one(self, text: str, index: int = 0) -> Tokens:
+        check_deadline()
         text = self._harmless(text)
-        if text in self._hazards:
+        if text not in self._hazards:
+            return llama_tokenize(self._vocab, text)
+        try:
             return self._isolated.tokenize(text)
-        return llama_tokenize(self._vocab, text)
+        except TokenizerFailed as error:
+            raise InvalidText(index, f"cannot be tokenized: {error}") from None
 
     def _harmless(self, text: str) -> str:
         """Leave out spaces that end the process in llama.cpp, and are no part of any token of such a vocabulary."""

@@ -57,16 +57,17 @@ class PairFormat:
             TextTooLong: A pair has too many tokens and `truncate` is ``none``; `index` is the document's.
         """
         limit = self._tokenizer.limit_for(truncate)
+        with naming_the_query():
+            [asked] = self._tokenizer.bare([query])
+        if len(asked) > limit:  # before it is read again with each document
+            raise _no_room(len(asked), limit)
         pairs: list[Tokens] = []
         n_cut = np.zeros(len(documents), np.int32)
-        for index, (before, ids, after) in enumerate(self._parts(query, checked(documents))):
+        for index, (before, ids, after) in enumerate(self._parts(query, asked, checked(documents))):
             n_around = len(before) + len(after)
             room = limit - n_around
             if room < 1:
-                raise InputError(
-                    f"the query and what the model wants around it take {n_around} tokens; of {limit} none is left for "
-                    "a document"
-                )
+                raise _no_room(n_around, limit)
             if len(ids) == 0:
                 raise EmptyInput(index)
             if len(ids) > room:
@@ -77,13 +78,11 @@ class PairFormat:
             pairs.append(np.concatenate((before, ids, after)))
         return Tokenized(pairs, n_cut)
 
-    def _parts(self, query: str, documents: Sequence[str]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
-        """Yield, for each document, its ids between those that come before and after it."""
+    def _parts(self, query: str, asked: Tokens, documents: Sequence[str]) -> Iterator[tuple[Tokens, Tokens, Tokens]]:
+        """Yield, for each document, its ids between those that come before and after it; `asked` is the query's."""
         tokenizer = self._tokenizer
         if self._template is None:
-            with naming_the_query():
-                [ids] = tokenizer.bare([query])
-            before = np.concatenate((tokenizer.first, ids, self._between))
+            before = np.concatenate((tokenizer.first, asked, self._between))
             for ids in tokenizer.bare(documents):
                 yield before, ids, tokenizer.last
             return
@@ -97,6 +96,14 @@ class PairFormat:
             except InvalidText as error:
                 raise InvalidText(index, error.reason) from None
             yield ids[:start], ids[start:end], ids[end:]
+
+
+def _no_room(n_tokens: int, limit: int) -> InputError:
+    error = InputError(
+        f"the query and what the model wants around it take {n_tokens} tokens; of {limit} none is left for a document"
+    )
+    error.option = "query"
+    return error
 
 
 @contextlib.contextmanager

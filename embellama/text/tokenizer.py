@@ -166,6 +166,9 @@ class Tokenizer:
 
         Returns:
             First token of `bare` and the one after the last of each part, ``(n, 2) int32``; the same if it has none.
+
+        Raises:
+            InvalidText: The text, or a part of it, crashes or stalls llama.cpp's tokenizer.
         """
         return np.array(list(self._vocabulary.within(text, spans)), np.int32).reshape(-1, 2)
 

@@ -206,9 +206,9 @@ class EmbeddingRoute:
                         running.append((starts[0], model.submit(part, deadline, exchange.times)))
                         starts.popleft()
                 except Overloaded:
-                    if not exchange.sending or (not running and loop.time() > deadline):
-                        raise
                     if not running:  # accepted is accepted: the room will not stay full
+                        if not exchange.sending or loop.time() > deadline:
+                            raise
                         await asyncio.sleep(FULL_S)
                         continue
                 first, submitted = running.popleft()

@@ -3,7 +3,7 @@
 settings ──► vocabulary (checks the file before anything starts) ──► socket ──► workers ──► uvicorn  (serve.py)
 """
 
-from embellama_server import hangups  # noqa: F401  # before all that takes time
+from embellama_server import hangups  # before all that takes time
 
 # isort: split
 
@@ -36,6 +36,7 @@ def main(config: ServerConfig) -> None:
     Each model is loaded by worker processes of its own; requests wait for them in a bounded room. One model is named by
     --model-path, several by tables [[models]] in the file of --config.
     """
+    hangups.imported()
     # Worker processes import this module too, as their main one: what they do not need is imported here instead.
     try:
         from embellama_server.serve import serve

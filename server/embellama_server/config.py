@@ -94,11 +94,15 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         for field in ("model_name", "aliases") if self.models else ():
             if value := getattr(self, field):
                 raise ConfigError(f"{field} is {value!r}, but there are [[models]]; each of them has names of its own")
-        try:
-            self.model_path.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"model_path is {self.model_path!r}: the file's name is not UTF-8; rename it") from None
-        return super().checked()
+        checked = super().checked()  # with a name, where there was none
+        for field in ("model_path", "model_name", "aliases"):  # answers tell them
+            value = getattr(checked, field)
+            try:
+                "".join(value).encode()
+            except UnicodeEncodeError:
+                told = "the file's name is not UTF-8; rename it" if field == "model_path" else "it is not UTF-8"
+                raise ConfigError(f"{field} is {value!r}: {told}") from None
+        return checked
 
     def pools(self) -> "list[ServerConfig]":
         """Return a config for each model, checked: the server's settings, with the model's own in their place.

@@ -17,7 +17,7 @@ from embellama.backend import Times
 from embellama.jobs import Job
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ServedModel
-from embellama_server.telemetry.access import ACCESS_FIELDS
+from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS
 from embellama_server.telemetry.metrics import Metrics
 
 # An id that a client gives its request comes back to it; other requests get a new one.
@@ -45,7 +45,7 @@ class Exchange:
     """
 
     def __init__(self, metrics: Metrics, path: str, scope: Scope, send: Send):
-        self._metrics, self._path, self._send = metrics, path, send
+        self._metrics, self._path, self._scope, self._send = metrics, path, scope, send
         self._access_fields: dict[str, Any] | None = scope.get(ACCESS_FIELDS)
         self._came_at = time.monotonic()
         self._tokenized_at = self._computed_at = 0.0
@@ -126,6 +126,7 @@ class Exchange:
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         seconds = self._seconds()
+        self._status = self._status or self._scope.get(REFUSED_STATUS, 0)
         self._metrics.request(self._path, self._status, self.model)
         if self._status == 200:
             self._metrics.answered(self.model, self.n_texts, self.n_tokens, self.n_truncated, seconds)

@@ -3,9 +3,11 @@
 import ──► noted ──► on_hangup: given to the running server ──► ignore: the server stops
 
 Import of this module catches it, before the slower imports of the command: by default the signal ends the process.
+It has SIGINT end the process without a traceback, too, until `imported` is called.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -22,6 +24,12 @@ def on_hangup(replace: Callable[[], object]) -> None:
         replace()
 
 
+def imported() -> None:
+    """Let SIGINT raise `KeyboardInterrupt` again: from now on there is something to clean up."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def ignore() -> None:
     """Ignore the signal from now on; a function would be dropped before the process ends."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -34,5 +42,11 @@ def _note(_: int, __: FrameType | None) -> None:
         _replace()
 
 
+def _end(_: int, __: FrameType | None) -> None:
+    os._exit(128 + signal.SIGINT)
+
+
 with contextlib.suppress(ValueError):  # not in the main thread, where no server runs
     signal.signal(signal.SIGHUP, _note)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, _end)

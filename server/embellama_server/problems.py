@@ -7,6 +7,7 @@ errors defined here.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
@@ -72,6 +73,10 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
 }
 
 
+# How messages of the library begin that are about one of our fields and call it otherwise.
+_LIBRARY_WORDS = {"prompt_name": ("prompt",), "query": ("the query",)}
+
+
 class Problem(msgspec.Struct, frozen=True):
     """An error as clients are told of it, in OpenAI's words; every dialect has its own shape for them."""
 
@@ -84,14 +89,27 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def as_sent(problem: Problem, sent_as: Mapping[str, str]) -> Problem:
-    """Name the field at fault as the client did, in a problem that has our name for it."""
-    ours = problem.param
-    if ours is None or ours not in sent_as:
+    """Name the field at fault, and its item, as the client did, in a problem that has our names for them.
+
+    Args:
+        problem: Names ``input``, ``prompt_name`` and so on as the library does, and its text as "text 1".
+        sent_as: The client's names, as `ParsedRequest.sent_as` has them.
+    """
+    ours, index, message = problem.param, problem.index, problem.message
+    if ours is None:
         return problem
-    message = problem.message
-    if message.startswith(f"{ours} "):
-        message = sent_as[ours] + message[len(ours) :]
-    return msgspec.structs.replace(problem, param=sent_as[ours], message=message)
+    theirs = sent_as.get(ours, ours)
+    if (alone := sent_as.get(f"{ours}[{index}]")) is not None:
+        theirs, index = alone, None
+    param, is_list = theirs.removesuffix("[]"), theirs.endswith("[]")
+    if problem.index is not None:
+        place = f"{param}[{index}]" if is_list else param
+        message = re.sub(rf"\btext {problem.index}\b", lambda _: place, message, count=1)
+    for word in (ours, *_LIBRARY_WORDS.get(ours, ())):
+        if message.startswith(f"{word} "):
+            message = param + message[len(word) :]
+            break
+    return msgspec.structs.replace(problem, param=param, index=index, message=message)
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:

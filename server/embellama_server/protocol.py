@@ -17,10 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from embellama_server.telemetry.access import log_refused
+from embellama_server.dialects import error_outside
+from embellama_server.problems import Problem
+from embellama_server.reply import dumps
+from embellama_server.telemetry.access import REFUSED_STATUS, log_refused
 
 # A client's head has a few hundred bytes; proxies add some kB, and refuse more than 8 to 32 themselves.
 MAX_HEAD_BYTES = 64 * 1024
@@ -116,7 +118,7 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP, as uvicorn does but in OpenAI's shape."""
+        """Refuse bytes that are no HTTP, as uvicorn does but in the path's shape."""
         self._refuse(b"400 Bad Request", msg, "bad_request")
 
     def _parse(self, data: bytes) -> None:
@@ -155,16 +157,20 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: bytes, message: str, code: str) -> None:
         """Answer with an error after the requests that came before, and hang up."""
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-        body = orjson.dumps({"error": error})
+        problem = Problem(int(status.split()[0]), message, "invalid_request_error", code, None, None)
+        path = self.url.partition(b"?")[0]
+        body = dumps(error_outside(path.decode("latin-1"))(problem))
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         refusal = head % (status, len(body)) + body
-        if self._n_head is not None:  # else the app has it, and its access log
-            path = self.url.partition(b"?")[0]
-            log_refused(self.client, path, int(status.split()[0]), self.loop.time() - self._begun_at)
+        unread = bool(self.pipeline) and self.pipeline[0][0].more_body  # what is refused is its body
+        if unread:
+            self.pipeline.popleft()
+        if self._n_head is None and not unread:  # the app has it, and its access log
+            if not self.cycle.response_started:
+                self.cycle.scope[REFUSED_STATUS] = problem.status  # type: ignore[literal-required]
+        else:
+            log_refused(self.client, path, problem.status, self.loop.time() - self._begun_at)
         self._head_timer.stop()
-        if self.pipeline and self.pipeline[0][0].more_body:
-            self.pipeline.popleft()  # what is refused is its body
         if self._owes_answer():
             self._refusal = refusal
             self.flow.pause_reading()

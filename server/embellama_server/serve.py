@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import click
 import msgspec
@@ -26,6 +27,7 @@ import uvicorn
 import uvloop
 
 from embellama.advice.formats import faster_format
+from embellama.backend import Backend
 from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.compute import resolved
@@ -132,11 +134,11 @@ def build(config: ServerConfig) -> ServerState:
     """
     # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    dispatchers: dict[str, Dispatcher] = {}
-    metrics = Metrics(dispatchers)
+    backends: dict[str, Backend[Any]] = {}
+    metrics = Metrics(backends)
     models = [_served_model(model_config, metrics) for model_config in config.pools()]
     _check_memory(models)
-    dispatchers |= {model.info.name: model.dispatcher for model in models}
+    backends |= {model.info.name: model.backend for model in models}
     return ServerState(config, models, metrics)
 
 
@@ -207,7 +209,7 @@ async def _run(http: _HttpServer, listeners: list[socket.socket]) -> None:
         hangups.ignore()
         for task in restarts:
             task.cancel()
-        await asyncio.gather(*(dispatcher.close(at_once=http.force_exit) for dispatcher in dispatchers))
+        await asyncio.gather(*(model.close(at_once=http.force_exit) for model in http.state.models.values()))
         if http.state.n_unanswered:
             logger.error("%d accepted requests could not be answered in time; they got 503", http.state.n_unanswered)
 

@@ -18,7 +18,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
-from embellama_server.workers.dispatcher import Dispatcher
+from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
 
 
 class SubmittedJob:
@@ -46,8 +46,8 @@ class ServedModel(NamedTuple):
     config: The model's settings.
     jobs: Makes jobs of texts.
     info: The model's description.
-    dispatcher: The model's worker processes.
-    backend: Takes the model's jobs: the dispatcher, or a back end around it.
+    dispatcher: Starts the model's worker processes, and replaces them.
+    backend: Takes the model's jobs, and says how the workers are: the dispatcher, or a back end around it.
     created: The time of the model's file, in seconds since 1970.
     digest: Tells the model's file from any other: 64 hexadecimal digits, as Ollama lists them.
     """
@@ -77,6 +77,13 @@ class ServedModel(NamedTuple):
         except EmbeddingFailed as error:
             raise job.named(error) from None
         return SubmittedJob(job, future)
+
+    async def close(self, *, at_once: bool) -> None:
+        """Close the back end, once no worker is left; with `at_once`, without waiting for their current batches."""
+        if at_once:
+            await self.dispatcher.close(at_once=True)
+        if (closing := self.backend.close()) is not None:
+            await closing
 
 
 class ServerState:
@@ -135,6 +142,6 @@ class ServerState:
                     raise
 
     def overloaded(self, reason: str) -> Overloaded:
-        """Make an error whose `retry_after_s` is that of the dispatcher with the most to do."""
-        errors = [model.dispatcher.overloaded(reason) for model in self.models.values()]
-        return max(errors, key=lambda error: error.retry_after_s)
+        """Make an error whose `retry_after_s` is that of the model with the most to do."""
+        pools = [model.backend.state for model in self.models.values()]
+        return Overloaded(reason, max(retry_after_s(pool.waiting_tokens, pool.rate) for pool in pools))

@@ -21,15 +21,21 @@ def embed(tiny_path: str, data: bytes, **options: object) -> "subprocess.Complet
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"red\nblu\xe9\n", "Error: text 1 is not UTF-8: its byte 3 is 0xe9"),
-        (b"\xff\xfer\x00e\x00d\x00", "Error: text 0 is not UTF-8: its byte 0 is 0xff"),
-        (b"red\n\nblue\n", "Error: text 1 is empty"),
-        (b"\xef\xbb\xbf\n", "Error: text 0 is empty"),
+        (b"red\nblu\xe9\n", "Error: line 2 is not UTF-8: its byte 3 is 0xe9"),
+        (b"\xff\xfer\x00e\x00d\x00", "Error: line 1 is not UTF-8: its byte 0 is 0xff"),
+        (b"red\n\nblue\n", "Error: line 2 is empty"),
+        (b"\xef\xbb\xbf\n", "Error: line 1 is empty"),
     ],
 )
 def test_a_line_that_is_no_text_is_named(tiny_path: str, data: bytes, says: str, locale: str) -> None:
     result = embed(tiny_path, data, env={**os.environ, "LC_ALL": locale})
     assert (result.returncode, result.stderr.decode()) == (1, f"{says}\n")
+
+
+def test_a_text_among_the_arguments_is_named_by_its_index(tiny_path: str) -> None:
+    command = [COMMAND, "embed", "--model-path", tiny_path, "--workers", "1", "red", ""]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (1, "Error: text 1 is empty\n")
 
 
 def test_a_byte_order_mark_and_carriage_returns_are_no_text(tiny_path: str) -> None:

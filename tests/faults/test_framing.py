@@ -182,6 +182,25 @@ def test_what_could_be_read_in_two_ways_is_refused_and_hung_up_on(server: Server
     assert said.count(b"HTTP/1.1 ") == 1, said
 
 
+@pytest.mark.parametrize("before", [b"", NEXT, HEAD + told_by("length", BODY)], ids=["", "after a page", "after texts"])
+@pytest.mark.parametrize("path", [b"/v1/embeddings", b"/tokenize", b"/v1/rerank"])
+def test_a_body_that_turns_out_to_be_no_http_is_logged_and_counted_with_the_status_that_was_sent(
+    server: Server, path: bytes, before: bytes
+) -> None:
+    marked = path + b"?" + str(id(path)).encode()
+    logged_before = server.log.read_text()
+    with connected(server) as client:
+        client.sendall(
+            before + b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n" % marked
+        )
+        wait_accepted(server, [client])
+        client.sendall(b"XYZ\r\n")
+        assert b"HTTP/1.1 400 " in wait_hung_up(client)
+    refused = f"path={path.decode()} status=400"
+    wait_until(lambda: refused in server.log.read_text()[len(logged_before) :], "it is logged")
+    assert "status=0" not in server.log.read_text()[len(logged_before) :]
+
+
 @pytest.mark.parametrize("target", ["x:443", "/v1/embeddings", "http://x/v1/embeddings", "*"])
 @pytest.mark.parametrize("upgrade", ["", "h2c"])
 def test_a_tunnel_is_refused_and_what_comes_through_it_is_not_read(server: Server, target: str, upgrade: str) -> None:

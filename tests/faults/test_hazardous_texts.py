@@ -87,6 +87,12 @@ def test_a_text_that_cannot_be_tokenized_is_named(target: Server, model: str, te
     assert why in error["message"]
 
 
+def test_a_text_that_cannot_be_shown_as_tokens_is_named(target: Server) -> None:
+    answer = post(target, "/tokenize", {"model": "gemma-embedding", "inputs": ["red", "漢" * 290_000]})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"].startswith("text 1 cannot be tokenized")
+
+
 def test_others_are_answered_while_a_text_stalls_the_tokenizer(target: Server) -> None:
     stalled = threading.Thread(
         target=post,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from embellama_server.workers.dispatcher import TooManyForDeadline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -68,6 +69,8 @@ class PoolMachine(RuleBasedStateMachine):
             right = 1 <= error.retry_after_s <= 60
         except Unavailable as error:
             refusal, right = error, self.pool.dispatcher.n_ready == 0
+        except TooManyForDeadline as error:
+            refusal, right = error, sum(map(len, texts)) == error.n_tokens > error.limit
         except EmbeddingFailed as error:
             refusal, right = error, self.is_suspect(texts[error.index], (KILLS, HANGS))
         else:
@@ -313,3 +316,35 @@ def test_a_request_that_cannot_be_done_by_its_deadline_is_refused_with_an_estima
     assert 2 < refusal.value.retry_after_s < 20
     pool.work(20, every=1)
     assert all(future.done() for future in waiting)
+
+
+def test_a_request_within_the_limit_of_an_idle_machine_is_taken_there(pool: Pool) -> None:
+    futures = [pool.submit([text(100, n)]) for n in range(90)]
+    pool.work(4, every=0.1)
+    assert all(future.done() for future in futures)
+    with pytest.raises(TooManyForDeadline) as refused:
+        pool.submit([text(100, n) for n in range(10_000)])
+    texts = [text(100, n % 500) for n in range(refused.value.limit // 100)]
+    # Some of its time went by while its body came.
+    future = pool.submit(texts, patience=0.8 * pool.config.timeout_ms / 1000)
+    with pytest.raises(Overloaded):
+        pool.submit(texts, patience=pool.config.timeout_ms / 1000)
+    pool.work(60, every=0.1)
+    assert len(future.result()) == len(texts)
+    with pytest.raises(Overloaded):
+        pool.submit(texts[:-50], patience=0.5 * pool.config.timeout_ms / 1000)
+
+
+def test_rows_reach_their_request_though_the_next_batch_cannot_be_sent(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = pool.submit([text(10)])
+
+    def fail(*_: object) -> None:
+        raise OSError(32, "Broken pipe")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.dispatcher, "_pump", fail)
+        with pytest.raises(OSError, match="Broken pipe"):
+            pool.work(0.05)
+    np.testing.assert_array_equal(future.result(), [row_of(text(10))])

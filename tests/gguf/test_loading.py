@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,6 +26,7 @@ from embellama import (
     Unavailable,
 )
 from embellama.gguf.header import Header
+from embellama.registry import LoadedModel
 from tests.attempts import attempts
 from tests.tiny import ARCHITECTURES, write_bert
 
@@ -229,6 +231,33 @@ def test_reloading_a_file_that_has_grown_keeps_to_the_ceiling(own_path: str, tin
         assert engine.embed("b", "red").shape == (32,)
 
 
+def test_a_model_and_its_successor_keep_to_the_ceiling_together(own_path: str, tiny_path: str) -> None:
+    n_bytes, most = Header(tiny_path).n_bytes, 0
+    load = LoadedModel.__init__
+
+    def watch(model: LoadedModel, config: Any) -> None:
+        nonlocal most
+        load(model, config)
+        most = max(most, 1 + len(in_memory(engine)))
+
+    with pytest.MonkeyPatch.context() as patch, EmbeddingEngine(max_model_bytes=2 * n_bytes) as engine:
+        for name, path in (("a", tiny_path), ("b", own_path)):
+            engine.load_model(named(path, name))
+        patch.setattr(LoadedModel, "__init__", watch)
+        engine.reload_model("b")
+        assert (most, in_memory(engine)) == (2, ["b"])
+        engine.embed("a", "red")
+        assert (most, in_memory(engine)) == (2, ["a", "b"])
+
+
+def test_a_model_that_fills_the_ceiling_makes_room_for_its_successor(own_path: str) -> None:
+    with EmbeddingEngine(named(own_path), max_model_bytes=Header(own_path).n_bytes) as engine:
+        before = engine.embed("tiny", "red")
+        replace(own_path, gain=1)
+        engine.reload_model("tiny")
+        assert not np.allclose(engine.embed("tiny", "red"), before, atol=0.01)
+
+
 # ---- files that change
 
 
@@ -245,7 +274,7 @@ def test_a_changed_file_is_noticed_once_and_reloaded_when_asked(
         for thread in threads:
             thread.join()
         [record] = caplog.records
-        assert (record.name, record.levelno) == ("embellama.engine", logging.WARNING)
+        assert (record.name, record.levelno) == ("embellama.registry", logging.WARNING)
         assert f"{own_path} has changed since model 'tiny' was loaded from it" in record.getMessage()
         np.testing.assert_array_equal(engine.embed("tiny", "red"), before)
 

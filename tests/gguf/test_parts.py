@@ -1,5 +1,6 @@
 """Models in several files."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from embellama import EmbeddingEngine, EngineConfig, ModelLoadError
+from embellama import EmbeddingEngine, EngineConfig, ModelError, ModelLoadError
 from embellama.gguf.header import Header
 
 
@@ -71,3 +72,17 @@ def test_a_first_part_under_another_name_is_told_its_own(tiny_path: str, tmp_pat
     other = Path(shutil.copy(first, tmp_path / "model.gguf"))
     with pytest.raises(ModelLoadError, match=r"whose name must end in -00001-of-00002\.gguf"):
         EmbeddingEngine(EngineConfig(model_path=str(other)))
+
+
+def test_a_later_part_that_changed_is_noticed(tiny_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, _, third = split(tiny_path, tmp_path, 3, False)
+    with EmbeddingEngine(EngineConfig(model_path=str(first), model_name="tiny", num_workers=1)) as engine:
+        engine.embed("tiny", "red")
+        assert not engine.model_info("tiny").changed
+        os.utime(third, (1, 1))
+        assert engine.model_info("tiny").changed
+        engine.embed("tiny", "red")
+        assert f"{third} has changed since model 'tiny' was loaded from it" in caplog.text
+        os.truncate(third, 1000)
+        with pytest.raises(ModelError, match=r"00003-of-00003\.gguf was cut while model 'tiny' was loaded"):
+            engine.embed("tiny", "red")

@@ -11,6 +11,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.serve import build
 from embellama_server.state import ServerState
 
+from embellama.backend import PoolState
 from embellama.batch import Rows, Tokens
 
 
@@ -20,6 +21,10 @@ class InstantBackend:
     def __init__(self, dim: int):
         self._dim = dim
 
+    @property
+    def state(self) -> PoolState:
+        return PoolState(status="ok", n_workers=1, n_ready=1, n_open=0, n_waiting=0, waiting_tokens=0)
+
     def check_room(self) -> None:
         pass
 
@@ -27,6 +32,9 @@ class InstantBackend:
         future = asyncio.get_running_loop().create_future()
         future.set_result(np.ones((len(tokens), self._dim), np.float32))
         return future
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture

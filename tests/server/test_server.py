@@ -86,7 +86,7 @@ def test_2048_inputs_are_answered_and_2049_refused(client: openai.OpenAI) -> Non
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param", "index", "message"),
     [
-        ({"input": ["a", ""]}, 400, None, "input", 1, "text 1 is empty"),
+        ({"input": ["a", ""]}, 400, None, "input", 1, "input[1] is empty"),
         ({"input": []}, 400, None, "input", None, "input is empty"),
         ({"input": ["a", "b " * 600]}, 400, "context_length_exceeded", "input", 1, "602 tokens; the limit is 512"),
         ({"input": [101, 30522, 102]}, 400, None, "input", 0, "token id 30522"),

@@ -1,4 +1,4 @@
-"""A dialect: what one kind of client sends and expects, in named methods.
+"""A dialect: what one kind of client sends and expects, in named methods; `DIALECTS` in `dialects/__init__` lists them.
 
 body ── Dialect.parse ──► ParsedRequest ── Dialect.job ──► Job ── computed ──► result ── Dialect.reply ──► Reply
                                                      any error ──► Problem ── Dialect.refuse ──► an error body
@@ -28,7 +28,8 @@ class ParsedRequest(msgspec.Struct, kw_only=True):
         computes: Whether a worker computes anything. A request that is only tokenized may have as many characters, or
             token ids, as another may have tokens: it waits in no queue that would bound it otherwise.
         sent_as: The client's names for fields that errors call ``input``, ``prompt_name``, ``dimensions`` and so on:
-            ``{"dimensions": "output_dimension"}``.
+            ``{"dimensions": "output_dimension"}``. One that is a list ends in ``[]``, so that its items are named; an
+            item that was a field of its own has a key: ``{"input": "sentences[]", "input[2]": "source_sentence"}``.
         streams: Whether the reply is sent a few rows at a time, by `Dialect.stream_rows` and `stream_end`.
     """
 

@@ -125,6 +125,43 @@ def texts_of(value: str | Sequence[str | TextObject], param: str = "documents") 
     return [each.text if isinstance(each, TextObject) else each for each in value]
 
 
+def one_of(*given: tuple[str, Any]) -> tuple[str, Any]:
+    """Choose among fields that mean the same: the first that is not None, or else the last.
+
+    Raises:
+        InvalidOption: Another one contradicts it.
+    """
+    present = [(name, value) for name, value in given if value is not None]
+    if not present:
+        return given[-1]
+    for name, value in present[1:]:
+        if value != present[0][1]:
+            raise InvalidOption(name, f"contradicts {present[0][0]}; give one of them")
+    return present[0]
+
+
+def refuse_mixed(body: msgspec.Struct, fields: Collection[str], other: str) -> None:
+    """Raise `InvalidOption` if a body has one of these fields, which do not go with the field `other`."""
+    for name in fields:
+        if getattr(body, name) is not None:
+            raise InvalidOption(name, f"does not go with {other}")
+
+
+def truncation_of(truncate: bool | int | str | None, as_voyage: bool | None) -> tuple[str, Truncate]:
+    """Read how texts are cut, and in which field that was said: `truncate`, or Voyage's `truncation`."""
+    name, value = one_of(
+        ("truncate", None if truncate is None else truncation(truncate)),
+        ("truncation", None if as_voyage is None else truncation(as_voyage)),
+    )
+    return name, value or "none"
+
+
+def named(param: str, value: str | Sequence[Any]) -> str:
+    """Return the name of a field with texts as `ParsedRequest.sent_as` has it: whether it is a list of them."""
+    is_list = not isinstance(value, str) and not (value and isinstance(value[0], int))
+    return f"{param}[]" if is_list else param
+
+
 def truncation(value: bool | int | str | None, param: str = "truncate") -> Truncate:
     """Read how texts are cut: ours, or a dialect's "END" or true; None and false cut nothing."""
     if value is None or value is False:

@@ -52,6 +52,7 @@ class CohereRerankBody(msgspec.Struct):
     documents: list[str | TextObject]
     top_n: int | None = None
     return_documents: bool | None = None
+    max_tokens_per_doc: int | None = None  # Cohere's default is 4096; here it is as many as the model reads
 
 
 class CohereVersion(TypedDict):
@@ -132,7 +133,9 @@ class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
             raise InvalidOption("embedding_types", "has base64 and others; ask for it alone")
         encoding = Encoding.of(types, as_base64, "embedding_types")
         truncate = truncation("end" if fields.truncate is None else fields.truncate)
-        if fields.max_tokens is not None and truncate != "none":
+        if fields.max_tokens is not None:
+            if truncate != "end":
+                raise InvalidOption("max_tokens", f"goes with truncate END alone, not with {fields.truncate}")
             truncate = fields.max_tokens
         options = EmbedOptions(prompt=fields.input_type, truncate=truncate, dimensions=fields.output_dimension)
         return CohereEmbedRequest(
@@ -140,9 +143,10 @@ class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
             model=fields.model,
             options=options,
             sent_as={
-                "input": "texts" if fields.texts is not None else "inputs",
+                "input": "texts[]" if fields.texts is not None else "inputs[]",
                 "prompt_name": "input_type",
                 "dimensions": "output_dimension",
+                "dtype": "embedding_types",
                 "truncate": "truncate" if truncate is not fields.max_tokens else "max_tokens",
             },
             texts=texts,
@@ -176,7 +180,17 @@ class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
         return cohere_error(problem)
 
 
-class CohereRerank(Dialect[RankingRequest, Ranking]):
+class CohereRerankRequest(RankingRequest, kw_only=True):
+    """What ``POST /v2/rerank`` asks for.
+
+    Attributes:
+        max_document_tokens: Most tokens of a document that are read.
+    """
+
+    max_document_tokens: int | None
+
+
+class CohereRerank(Dialect[CohereRerankRequest, Ranking]):
     """Documents by relevance."""
 
     paths = ("/v2/rerank",)
@@ -187,22 +201,27 @@ class CohereRerank(Dialect[RankingRequest, Ranking]):
     example = {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "top_n": 1}
     _body = BodyParser(CohereRerankBody)
 
-    def parse(self, body: bytes, _: str) -> RankingRequest:
+    def parse(self, body: bytes, _: str) -> CohereRerankRequest:
         fields = self._body(body)
         documents = texts_of(fields.documents)
-        return RankingRequest(
+        return CohereRerankRequest(
             inputs=[fields.query, *documents],
             model=fields.model,
             options=EmbedOptions(truncate="end"),  # Cohere cuts documents that are too long
-            sent_as={"input": "documents"},
+            sent_as={"input": "documents[]"},
             top_n=fields.top_n,
             documents=documents if fields.return_documents else None,
+            max_document_tokens=fields.max_tokens_per_doc,
         )
 
-    def job(self, request: RankingRequest, jobs: Jobs) -> Job[Ranking]:
+    def job(self, request: CohereRerankRequest, jobs: Jobs) -> Job[Ranking]:
+        limit = jobs.tokenizer.limit
+        if request.max_document_tokens is not None and request.max_document_tokens < limit:
+            told = f"is {request.max_document_tokens}; documents are cut where the model ends, at {limit} tokens"
+            raise InvalidOption("max_tokens_per_doc", told)
         return ranking_job(request, jobs)
 
-    def reply(self, request: RankingRequest, result: Ranking, context: ReplyContext) -> Reply:
+    def reply(self, request: CohereRerankRequest, result: Ranking, context: ReplyContext) -> Reply:
         results: list[CohereRankedDocument] = []
         for each in result.results:
             item: CohereRankedDocument = {"index": each.index, "relevance_score": each.relevance_score}
@@ -222,7 +241,9 @@ def cohere_error(problem: Problem) -> CohereErrorBody:
 
 
 def _texts(fields: CohereEmbedBody) -> list[str]:
-    if fields.inputs is not None and fields.texts is None:
+    if fields.inputs is not None:
+        if fields.texts is not None:
+            raise InvalidOption("inputs", "does not go with texts")
         for i, each in enumerate(fields.inputs):
             for part in each.content:
                 if part.type != "text":

@@ -10,7 +10,7 @@ from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Embeddings
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, texts_of
+from embellama_server.dialects.bodies import BodyParser, named, one_of, texts_of
 from embellama_server.dialects.vectors import FLOATS, json_items
 from embellama_server.problems import BadRequest, Problem
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
@@ -102,6 +102,7 @@ class OllamaEmbed(Dialect[ParsedRequest, Embeddings]):
             inputs=texts_of(fields.input, "input") if fields.input else [],
             model=fields.model,
             options=EmbedOptions(truncate="none" if fields.truncate is False else "end", dimensions=fields.dimensions),
+            sent_as={"input": named("input", fields.input or [])},
         )
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
@@ -164,7 +165,7 @@ class OllamaShow(Dialect[ParsedRequest, None]):
 
     def parse(self, body: bytes, _: str) -> ParsedRequest:
         fields = self._body(body)
-        name = fields.model or fields.name
+        _, name = one_of(("model", fields.model or None), ("name", fields.name or None))
         if not name:
             raise BadRequest("model is missing", "model")
         return ParsedRequest(inputs=(), model=name, computes=False)

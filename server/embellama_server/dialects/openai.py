@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from embellama.errors import EmptyInput, InvalidOption
+from embellama.errors import InvalidOption
 from embellama.jobs import Job, Jobs
 from embellama.options import ChunkOptions, EmbedOptions
 from embellama.outputs import quantize
@@ -19,8 +19,10 @@ from embellama_server.dialects.bodies import (
     BodyParser,
     TextObject,
     inputs_of,
+    named,
+    one_of,
     refuse_text_options,
-    truncation,
+    truncation_of,
     with_prompt_of,
     without_task,
 )
@@ -32,7 +34,7 @@ from embellama_server.dialects.vectors import (
     json_items,
     little_endian,
 )
-from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
+from embellama_server.problems import BadRequest, OpenAIErrorBody, Problem, openai_error
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 BINARY = "application/octet-stream"
@@ -50,7 +52,7 @@ class OpenAIEmbeddingsBody(msgspec.Struct):
     input: str | list[str | int | list[int] | TextObject]
     encoding_format: Literal["float", "base64"] | None = None  # None is float, as OpenAI's null
     dimensions: int | None = None
-    user: str | None = None
+    user: str | None = None  # whom OpenAI would block; nobody here
 
     # How texts are read.
     truncate: bool | int | str | None = None  # none, end, start, a number of tokens; Jina's true is end
@@ -142,34 +144,48 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
         if isinstance(given, list):
             given = [item.text if isinstance(item, TextObject) else item for item in given]
         inputs = inputs_of(given)
-        encoding = Encoding.of(
-            fields.output_dtype if fields.output_dtype is not None else fields.embedding_type,
-            fields.encoding_format == "base64",
-            "output_dtype" if fields.output_dtype is not None else "embedding_type",
+        dtype_field, dtype = one_of(("output_dtype", fields.output_dtype), ("embedding_type", fields.embedding_type))
+        encoding = Encoding.of(dtype, fields.encoding_format == "base64", dtype_field)
+        if encoding.as_base64 and fields.encoding_format == "float":
+            raise InvalidOption(dtype_field, "has base64, which contradicts encoding_format; give one of them")
+        dimensions_field, dimensions = one_of(
+            ("dimensions", fields.dimensions), ("output_dimension", fields.output_dimension)
         )
-        options = EmbedOptions(
-            dimensions=fields.dimensions if fields.dimensions is not None else fields.output_dimension,
-            truncate=truncation(fields.truncation if fields.truncate is None else fields.truncate),
-            prompt=fields.prompt_name or fields.input_type or fields.task,
-            normalize=fields.normalized if fields.normalized is not None else fields.normalize,
+        truncate_field, truncate = truncation_of(fields.truncate, fields.truncation)
+        prompt_field, prompt = one_of(
+            ("prompt_name", fields.prompt_name or None),
+            ("input_type", fields.input_type or None),
+            ("task", fields.task or None),
         )
+        _, normalize = one_of(("normalized", fields.normalized), ("normalize", fields.normalize))
+        options = EmbedOptions(dimensions=dimensions, truncate=truncate, prompt=prompt, normalize=normalize)
         content_type = best_type(accept, (JSON, NDJSON, BINARY))
+        if content_type == BINARY and encoding.several:
+            raise InvalidOption(dtype_field, f"is a list; an answer of {BINARY} has one dtype, named by itself")
         streams = content_type == NDJSON
         if fields.return_truncated and (content_type != JSON or fields.late_chunking):
             where = "late_chunking" if fields.late_chunking else content_type
             raise InvalidOption("return_truncated", f"does not go with {where}, whose answer has no place for it")
         if streams and fields.late_chunking:
             raise InvalidOption("late_chunking", f"does not go with {NDJSON}: its parts are read together")
+        sent_as = {
+            "input": named("input", given),
+            "dimensions": dimensions_field,
+            "truncate": truncate_field,
+            "prompt_name": prompt_field,
+            "dtype": dtype_field,
+        }
+        if fields.late_chunking:
+            for index, text in enumerate(inputs):
+                if isinstance(text, str) and not text.strip():
+                    raise BadRequest(f"input[{index}] is empty", "input", index)
+            sent_as["input[0]"] = "input"  # the texts are one
         return OpenAIEmbeddingsRequest(
             inputs=inputs,
             model=fields.model,
             options=options,
             streams=streams,
-            sent_as={
-                "dimensions": "dimensions" if fields.dimensions is not None else "output_dimension",
-                "truncate": "truncate" if fields.truncate is not None else "truncation",
-                "prompt_name": "prompt_name" if fields.prompt_name else "input_type" if fields.input_type else "task",
-            },
+            sent_as=sent_as,
             encoding=encoding,
             late_chunking=fields.late_chunking,
             return_truncated=fields.return_truncated,
@@ -228,8 +244,6 @@ def _item(index: int, value: Any) -> OpenAIEmbedding:
 
 def _binary(result: Embeddings | Chunks, encoding: Encoding, context: ReplyContext) -> Reply:
     """Write rows as they are in memory; shape and dtype are in the headers."""
-    if encoding.several:
-        raise InvalidOption("output_dtype", f"names several; an answer of {BINARY} has one")
     [dtype] = encoding.dtypes.values()
     rows = little_endian(quantize(result.vectors, dtype, context.config.int8_limit))
     shape = ",".join(map(str, rows.shape))
@@ -244,9 +258,6 @@ def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
         raise InvalidOption("late_chunking", "takes texts, not token ids")
     if options.truncate != "none":
         raise InvalidOption("truncate", "does not go with late_chunking")
-    for index, text in enumerate(texts):
-        if not text.strip():
-            raise EmptyInput(index)
     # A prompt goes around the whole, as it goes around a text; no part's vector is of it.
     before, after = jobs.prompts[options.prompt].around({}) if options.prompt else ("", "")
     whole, spans = before, list[tuple[int, int]]()

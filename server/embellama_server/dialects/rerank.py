@@ -11,10 +11,12 @@ import msgspec
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Ranking
+from embellama.text.pairs import naming_the_query
+from embellama_server.config import ServerConfig
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, TextObject, texts_of, truncation
+from embellama_server.dialects.bodies import BodyParser, TextObject, one_of, texts_of, truncation_of
 from embellama_server.dialects.openai import DetailedErrorBody, detailed_error
-from embellama_server.problems import Problem
+from embellama_server.problems import Problem, TooManyTokens
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
 
 
@@ -33,7 +35,23 @@ class RankingRequest(ParsedRequest, kw_only=True):
 def ranking_job(request: RankingRequest, jobs: Jobs) -> Job[Ranking]:
     """Make the job of a request to order documents."""
     query, *documents = request.inputs
+    if jobs.reranker:
+        _check_query(query, len(documents), jobs)
     return jobs.rerank(query, documents, top_n=request.top_n, truncate=request.options.truncate)
+
+
+def _check_query(query: str, n_documents: int, jobs: Jobs) -> None:
+    """Refuse a query that makes too many tokens with so many documents, before it is read with each of them."""
+    assert isinstance(jobs.config, ServerConfig)
+    limit = jobs.config.max_request_tokens
+    with naming_the_query():
+        [ids] = jobs.tokenizer.bare([query])
+    if len(ids) * n_documents > limit:
+        raise TooManyTokens(
+            f"query has {len(ids)} tokens, and is read with each of {n_documents} documents; the limit is {limit} "
+            "for one request",
+            "query",
+        )
 
 
 class JinaRerankBody(msgspec.Struct):
@@ -98,17 +116,14 @@ class JinaRerank(Dialect[JinaRerankRequest, Ranking]):
     def parse(self, body: bytes, _: str) -> JinaRerankRequest:
         fields = self._body(body)
         documents = texts_of(fields.documents)
-        truncate = truncation(fields.truncation if fields.truncate is None else fields.truncate)
+        truncate_field, truncate = truncation_of(fields.truncate, fields.truncation)
+        top_n_field, top_n = one_of(("top_n", fields.top_n), ("top_k", fields.top_k))
         return JinaRerankRequest(
             inputs=[fields.query, *documents],
             model=fields.model,
             options=EmbedOptions(truncate=truncate),
-            sent_as={
-                "input": "documents",
-                "top_n": "top_n" if fields.top_n is not None else "top_k",
-                "truncate": "truncate" if fields.truncate is not None else "truncation",
-            },
-            top_n=fields.top_n if fields.top_n is not None else fields.top_k,
+            sent_as={"input": "documents[]", "top_n": top_n_field, "truncate": truncate_field},
+            top_n=top_n,
             documents=documents if fields.return_documents else None,
             documents_as_objects=fields.top_k is None,
         )

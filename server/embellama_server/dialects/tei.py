@@ -19,6 +19,8 @@ from embellama_server.dialects.bodies import (
     BodyParser,
     TextObject,
     inputs_of,
+    named,
+    refuse_mixed,
     refuse_text_options,
     texts_of,
     with_prompt_of,
@@ -62,11 +64,16 @@ class TEIRerankBody(msgspec.Struct):
     """Body of ``POST /rerank``; with `documents` in place of `texts` it is that of ``POST /v1/rerank``."""
 
     query: str
+    model: str | None = None  # Jina's and llama-server's, as `top_n` is
+    top_n: int | None = None
     texts: list[str] | None = None
     documents: list[str | TextObject] | None = None
     raw_scores: bool | None = None
     return_text: bool | None = None
+    return_documents: bool | None = None
+    top_k: int | None = None
     truncate: bool | int | str | None = None  # only Jina's has more than true and false
+    truncation: bool | None = None
     truncation_direction: Direction | None = None
 
 
@@ -122,7 +129,9 @@ def _truncate(fields: TEIEmbedBody | TEIEmbedAllBody | TEIRerankBody | TEISimila
     return "start" if fields.truncation_direction in ("left", "Left") else "end"
 
 
-_SENT_AS = {"input": "inputs"}
+# Fields of `TEIRerankBody` that have a meaning in one of its two bodies alone.
+_ONLY_WITH_TEXTS = ("raw_scores", "return_text", "truncation_direction")
+_ONLY_WITH_DOCUMENTS = ("documents", "return_documents", "top_k", "truncation")
 
 # For messages about a wrong truncation_direction.
 _DIRECTIONS = "left or right"
@@ -147,7 +156,11 @@ class TEIEmbed(Dialect[ParsedRequest, Embeddings]):
             normalize=fields.normalize is not False,
             dimensions=fields.dimensions,
         )
-        return ParsedRequest(inputs=inputs_of(fields.inputs, "inputs"), options=options, sent_as=_SENT_AS)
+        return ParsedRequest(
+            inputs=inputs_of(fields.inputs, "inputs"),
+            options=options,
+            sent_as={"input": named("inputs", fields.inputs)},
+        )
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:
         if isinstance(request.inputs[0], str):
@@ -177,7 +190,7 @@ class TEIEmbedAll(Dialect[ParsedRequest, list[NDArray[Any]]]):
         fields = self._body(body)
         texts = texts_of(fields.inputs, "inputs")
         options = EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields))
-        return ParsedRequest(inputs=texts, options=options, sent_as=_SENT_AS)
+        return ParsedRequest(inputs=texts, options=options, sent_as={"input": named("inputs", fields.inputs)})
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[list[NDArray[Any]]]:
         return jobs.tokens(request.inputs, with_prompt_of(jobs, request.options))
@@ -220,16 +233,20 @@ class TEIRerank(Dialect[TEIRerankRequest | JinaRerankRequest, Ranking]):
     def parse(self, body: bytes, accept: str) -> TEIRerankRequest | JinaRerankRequest:
         fields = self._body(body)
         if fields.texts is None and fields.documents is not None:
+            refuse_mixed(fields, _ONLY_WITH_TEXTS, "documents")
             return self._jinas.parse(body, accept)
         if fields.texts is None:
             raise BadRequest("Object missing required field `texts`", "texts")
+        refuse_mixed(fields, _ONLY_WITH_DOCUMENTS, "texts")
         if not isinstance(fields.truncate, bool | None):
             raise BadRequest(f"truncate: Expected `bool | null`, got {fields.truncate!r}", "truncate")
         texts = texts_of(fields.texts, "texts")
         return TEIRerankRequest(
             inputs=[fields.query, *texts],
+            model=fields.model,
             options=EmbedOptions(truncate=_truncate(fields)),
-            sent_as={"input": "texts"},
+            sent_as={"input": "texts[]"},
+            top_n=fields.top_n,
             documents=texts if fields.return_text else None,
             raw_scores=bool(fields.raw_scores),
         )
@@ -264,7 +281,7 @@ class TEISimilarity(Dialect[ParsedRequest, Embeddings]):
     answers = {JSON: list[float]}
     about = "How alike one text is to each of several."
     example = {"inputs": {"source_sentence": "A cat sleeps.", "sentences": ["A cat rests.", "A dog runs."]}}
-    _body = BodyParser(TEISimilarityBody)
+    _body = BodyParser(TEISimilarityBody, **{"parameters.truncation_direction": _DIRECTIONS})
 
     def parse(self, body: bytes, _: str) -> ParsedRequest:
         fields = self._body(body)
@@ -272,7 +289,11 @@ class TEISimilarity(Dialect[ParsedRequest, Embeddings]):
         return ParsedRequest(
             inputs=[*texts_of(given.sentences, "inputs.sentences"), given.source_sentence],
             options=EmbedOptions(prompt=how.prompt_name, truncate=_truncate(how)),
-            sent_as={"input": "inputs.sentences", "prompt_name": "parameters.prompt_name"},
+            sent_as={
+                "input": "inputs.sentences[]",
+                f"input[{len(given.sentences)}]": "inputs.source_sentence",
+                "prompt_name": "parameters.prompt_name",
+            },
         )
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[Embeddings]:

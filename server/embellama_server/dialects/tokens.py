@@ -3,16 +3,18 @@
 Nothing is computed: these jobs have no texts for a worker, and their result is the body of the reply, in pieces.
 """
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import msgspec
 
+from embellama.errors import EmptyInput, InvalidText, InvalidToken
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama_server.dialects.base import Dialect, ParsedRequest
-from embellama_server.dialects.bodies import BodyParser, inputs_of, texts_of, with_prompt_of
+from embellama_server.dialects.bodies import BodyParser, inputs_of, named, texts_of, with_prompt_of
 from embellama_server.dialects.tei import TEIErrorBody, tei_error
 from embellama_server.problems import OpenAIErrorBody, Problem, openai_error
 from embellama_server.reply import JSON, Reply, ReplyContext, dumps
@@ -104,7 +106,7 @@ class Tokenize(TokensDialect):
             inputs=texts_of(fields.inputs, "inputs"),
             model=fields.model,
             options=EmbedOptions(prompt=fields.prompt_name),
-            sent_as={"input": "inputs"},
+            sent_as={"input": named("inputs", fields.inputs)},
             special=fields.add_special_tokens is not False,
         )
 
@@ -114,7 +116,8 @@ class Tokenize(TokensDialect):
             texts = jobs.prompts.apply(prompt, texts)
         for i, text in enumerate(texts):
             yield b",[" if i else b"[["
-            found = jobs.tokenizer.pieces(text, special=request.special)
+            with _naming(i):
+                found = jobs.tokenizer.pieces(text, special=request.special)
             for start in range(0, len(found), TOKENS_A_PIECE):
                 items = dumps([piece._asdict() for piece in found[start : start + TOKENS_A_PIECE]])
                 yield (b"," if start else b"") + items[1:-1]
@@ -140,11 +143,18 @@ class Decode(TokensDialect):
         fields = self._body(body)
         ids: Any = inputs_of(fields.ids, "ids")
         return TokensRequest(
-            inputs=ids, model=fields.model, sent_as={"input": "ids"}, special=fields.skip_special_tokens is False
+            inputs=ids,
+            model=fields.model,
+            sent_as={"input": named("ids", fields.ids)},
+            special=fields.skip_special_tokens is False,
         )
 
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:
-        yield dumps([jobs.tokenizer.decode(ids, special=request.special) for ids in request.inputs])
+        texts = []
+        for i, ids in enumerate(request.inputs):
+            with _naming(i):
+                texts.append(jobs.tokenizer.decode(ids, special=request.special))
+        yield dumps(texts)
 
     def refuse(self, problem: Problem) -> TEIErrorBody:
         return tei_error(problem)
@@ -170,3 +180,12 @@ class Detokenize(TokensDialect):
 
     def refuse(self, problem: Problem) -> OpenAIErrorBody:
         return openai_error(problem)
+
+
+@contextlib.contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Let an error of a tokenizer that was given one text name it by its position among several."""
+    try:
+        yield
+    except (EmptyInput, InvalidText, InvalidToken) as error:
+        raise type(error)(index, *error.args[1:]) from None

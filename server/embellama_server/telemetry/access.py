@@ -16,6 +16,9 @@ logger = logging.getLogger("embellama.access")
 # Where in a request's scope `Exchange` finds the fields that it is to fill in, if the access log is on.
 ACCESS_FIELDS = "embellama.access_fields"
 
+# Where in a request's scope `Protocol` says with which status it answered in the app's place: the body was no HTTP.
+REFUSED_STATUS = "embellama.refused_status"
+
 # The order of a line's fields.
 FIELDS = ("request_id", "client", "path", "status", "model", "texts", "tokens", "ms")
 
@@ -49,6 +52,7 @@ class AccessLog:
         finally:
             # As it was sent: decoded, it may hold line breaks.
             path = scope.get("raw_path") or scope["path"].encode()
+            status = status or scope.get(REFUSED_STATUS, 0)
             _log(_seen(scope.get("client"), path, status, time.monotonic() - start) | known)
 
 

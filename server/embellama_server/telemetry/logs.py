@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from embellama.cli.output import printable
 from embellama_server.config import ServerConfig
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -28,4 +29,7 @@ class _Json(logging.Formatter):
         entry |= getattr(record, "fields", None) or {"message": record.getMessage()}
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry, default=str).decode()
+        try:
+            return orjson.dumps(entry, default=str).decode()
+        except TypeError:  # the name of a file is not UTF-8
+            return orjson.dumps({key: printable(str(value)) for key, value in entry.items()}).decode()

@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from embellama import __version__
 from embellama.backend import PoolStatus
+from embellama_server.dialects import error_outside
 from embellama_server.dialects.bodies import MAX_INPUTS
-from embellama_server.dialects.ollama import ollama_error
-from embellama_server.problems import MethodNotAllowed, NotFound, openai_error, problem_of
+from embellama_server.problems import MethodNotAllowed, NotFound, problem_of
 from embellama_server.reply import JSON, dumps
 from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry import metrics
@@ -102,10 +102,11 @@ def routes(state: ServerState) -> list[Route]:
     ]
 
 
-def error_response(error: Exception, headers: dict[str, str] | None = None) -> Response:
+def error_response(request: Request, error: Exception, headers: dict[str, str] | None = None) -> Response:
     """Make the response that tells of an error, for a request that went to no dialect."""
     problem, more = problem_of(error)
-    return as_json(openai_error(problem), problem.status, {**more, **(headers or {})})
+    body = error_outside(request.url.path)(problem)
+    return as_json(body, problem.status, {**more, **(headers or {})})
 
 
 def http_error(request: Request, error: Exception) -> Response:
@@ -116,14 +117,12 @@ def http_error(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers=headers)
     kind = MethodNotAllowed if error.status_code == 405 else NotFound
     told = kind(f"{request.method} {request.url.path}: {error.detail}")
-    if request.url.path.startswith("/api/"):
-        return as_json(ollama_error(problem_of(told)[0]), error.status_code, headers)
-    return error_response(told, headers)
+    return error_response(request, told, headers)
 
 
-def unexpected_error(_: Request, error: Exception) -> Response:
+def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a request that our own mistake spoilt."""
-    return error_response(error)
+    return error_response(request, error)
 
 
 class _Pages:
@@ -143,7 +142,7 @@ class _Pages:
         try:
             return as_json(_description(self._state.model(request.path_params["id"])))
         except Exception as error:
-            return error_response(error)
+            return error_response(request, error)
 
     async def info(self, _: Request) -> Response:
         """Describe the server and its first model as text-embeddings-inference does."""
@@ -175,7 +174,7 @@ class _Pages:
 
     async def readyz(self, _: Request) -> Response:
         """Tell whether every model has a worker that reproduced its canary, and the server is not stopping."""
-        missing = [name for name, model in self._state.models.items() if not model.dispatcher.n_ready]
+        missing = [name for name, model in self._state.models.items() if not model.backend.state.n_ready]
         if self._state.stopping:
             return Response("stopping", 503, media_type="text/plain")
         if missing:
@@ -223,7 +222,7 @@ def _description(model: ServedModel) -> ModelDescription:
 
 
 def _health(model: ServedModel) -> PoolHealth:
-    pool = model.dispatcher.state
+    pool = model.backend.state
     body: PoolHealth = {
         "status": pool.status,
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},

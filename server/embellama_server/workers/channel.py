@@ -2,29 +2,30 @@
 
       event loop process                  |        worker process
                                           |
-  Channel.send(batch) ══ SimpleQueue ═════|══► Task ──► model
+  Channel.send(batch) ═══ pipe ═══════════|══► TaskReader ──► model
                                           |               │
   on_reply(reply) ◄── loop.add_reader ◄═══|═══ pipe ◄── ReplyWriter
   on_close()      ◄── end of file         |
 
-A worker has a queue and a pipe of its own. So the dispatcher knows what a dead worker held; no lock is shared with
-a process that may be killed while it holds it; and the end of the pipe comes after the last reply, so a death is
-never seen before what the worker still had to say.
+A worker has two pipes of its own. So the dispatcher knows what a dead worker held; no lock is shared with a process
+that may be killed while it holds it; and the end of the pipe comes after the last reply, so a death is never seen
+before what the worker still had to say.
 
-The front reads the pipe without a thread: a hand-over between threads costs more than the read. That takes framing
-of its own, because multiprocessing's cannot go on where a non-blocking read stopped.
+The front reads and writes without a thread: a hand-over between threads costs more than the read. It never waits for a
+worker: what a pipe does not take at once is written when the worker has read on. Replies take framing of their own,
+because multiprocessing's cannot go on where a non-blocking read stopped.
 """
 
 import asyncio
 import contextlib
 import fcntl
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
-from multiprocessing.queues import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,11 @@ STARTED = 0
 # The id of the canary that a ready worker, idle or not, is asked to compute again from time to time.
 CANARY = -1
 
+_TASK_HEADER = struct.Struct("<q")  # bytes of the pickled task
 _HEADER = struct.Struct("<qiiq")  # batch id, rows (-1: the body is an error's text), dim, bytes of body
 
-# A worker's queue holds at most two batches. Linux's pipes start at 64 KiB; this much holds two batches of 128 k
-# tokens, so that sending never blocks the event loop even while the worker is stopped.
+# Linux's pipes start at 64 KiB. This much holds most batches and their rows, so that they are written at once; what
+# does not fit takes the event loop a turn for each such piece.
 _PIPE_BYTES = 1 << 20
 
 
@@ -67,25 +69,27 @@ class WorkerReply(NamedTuple):
 
 
 class Channel:
-    """The server's end of one worker's queue and pipe."""
+    """The server's ends of one worker's pipes."""
 
     def __init__(self, context: SpawnContext) -> None:
-        self._tasks: SimpleQueue[Task | None] = context.SimpleQueue()
+        self._task_reader, self._tasks = context.Pipe(duplex=False)
         self._reader, self._writer = context.Pipe(duplex=False)
-        _grow(self._tasks._writer.fileno())  # type: ignore[attr-defined]
+        _grow(self._tasks.fileno())
         _grow(self._writer.fileno())
 
     @property
-    def worker_end(self) -> tuple[Any, Any]:
-        """The worker's ends of queue and pipe: pass them to its process as arguments, then call `open`."""
-        return self._tasks, self._writer
+    def worker_end(self) -> tuple[Connection, Connection]:
+        """The worker's ends of the pipes: pass them to its process as arguments, then call `open`."""
+        return self._task_reader, self._writer
 
     def open(self, on_reply: Callable[[WorkerReply], None], on_close: Callable[[], None]) -> None:
         """Start to read replies, in the running event loop; `on_close` comes once, when the worker is gone."""
-        self._writer.close()  # the worker's copy is then the only one, and the pipe ends with the worker
-        os.set_blocking(self._reader.fileno(), False)
+        # The worker's copies are then the only ones, and the pipes end with the worker.
+        self._task_reader.close()
+        self._writer.close()
         frames = _Frames(self._reader.fileno())
         loop = asyncio.get_running_loop()
+        self._task_writer = _PatientWriter(self._tasks.fileno(), loop)
 
         def read() -> None:
             try:
@@ -101,22 +105,89 @@ class Channel:
     def send(self, id: int, n_threads: int, batch: Batch) -> None:
         """Queue a batch for the worker. If it dies before it answers, the batch is lost, and `on_close` is called."""
         kinds = None if batch.kinds is None else batch.kinds.tobytes()
-        self._tasks.put(Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), kinds))
+        task = Task(id, n_threads, batch.tokens.tobytes(), batch.lengths.tobytes(), kinds)
+        self._send(task)
 
     def stop(self) -> None:
         """Ask the worker to exit once it has computed the batches it holds."""
-        self._tasks.put(None)
+        self._send(None)
+
+    def _send(self, task: Task | None) -> None:
+        data = pickle.dumps(task)
+        self._task_writer.write(_TASK_HEADER.pack(len(data)) + data)
 
     def close(self) -> None:
-        """Close the server's end; `open` does so itself when the worker is gone."""
+        """Close the server's ends; `open` does so itself when the worker is gone."""
+        self._task_writer.stop()
         self._reader.close()
         self._tasks.close()
 
 
+class _PatientWriter:
+    """Writes to a pipe, and keeps what it does not take until it does."""
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop):
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop = loop
+        self._left = bytearray()
+        self._gone = False
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data` in the end, after what is left of before; nothing once the reader is gone."""
+        waits = bool(self._left)
+        self._left += data
+        if not waits and self._write_on():
+            self._loop.add_writer(self._fd, self._on_room)
+
+    def stop(self) -> None:
+        """Write no more: the pipe is about to be closed."""
+        self._gone = True
+        self._loop.remove_writer(self._fd)
+
+    def _on_room(self) -> None:
+        if not self._write_on():
+            self._loop.remove_writer(self._fd)
+
+    def _write_on(self) -> bool:
+        """Write what the pipe takes; return whether something is left."""
+        try:
+            while self._left and not self._gone:
+                n = os.write(self._fd, self._left)
+                del self._left[:n]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:  # the end of the other pipe tells of it
+            self._gone = True
+        self._left.clear()
+        return False
+
+
+class TaskReader:
+    """Reads tasks from the worker's end of the pipe."""
+
+    def __init__(self, reader: Connection):
+        self._reader = reader
+        self._file = open(reader.fileno(), "rb", closefd=False)  # noqa: SIM115 - open as long as this is
+
+    def next(self) -> Task | None:
+        """Wait for the next task; None when the worker is to stop. Raises EOFError when the server is gone."""
+        (n_bytes,) = _TASK_HEADER.unpack(self._read(_TASK_HEADER.size))
+        task: Task | None = pickle.loads(self._read(n_bytes))
+        return task
+
+    def _read(self, n_bytes: int) -> bytes:
+        data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise EOFError
+        return data
+
+
 class _Frames:
-    """Reads whole replies from a non-blocking pipe, from which one read may give any part of them."""
+    """Reads whole replies from a pipe, from which one read may give any part of them."""
 
     def __init__(self, fd: int):
+        os.set_blocking(fd, False)
         self._fd = fd
         self._header = bytearray(_HEADER.size)
         self._body: bytearray | None = None

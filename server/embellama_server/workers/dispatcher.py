@@ -34,7 +34,7 @@ from embellama_server.workers.supervisor import TICK_S, Supervisor
 
 logger = logging.getLogger("embellama.dispatcher")
 
-# One batch running, one waiting in the worker's queue: it never idles on a message, and no more is lost with it.
+# One batch running, one waiting in the worker's pipe: it never idles on a message, and no more is lost with it.
 N_SLOTS = 2
 
 # A text that killed workers is refused for so long, and so many of them are remembered.
@@ -147,11 +147,11 @@ class Dispatcher:
         n_ready = max(self.n_ready, 1)
         most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
         if self._scheduler.n_waiting >= most:
-            raise self.overloaded(f"{most} requests are waiting already, the most allowed")
+            raise self._overloaded(f"{most} requests are waiting already, the most allowed")
         try:
             self._scheduler.check_room()
         except Overloaded as error:
-            raise self.overloaded(error.reason) from None
+            raise self._overloaded(error.reason) from None
 
     def submit(
         self,
@@ -176,7 +176,7 @@ class Dispatcher:
         try:
             request = self._ledger.open(tokens, kind=kind, deadline=deadline, times=times, progress=progress)
         except Overloaded as error:
-            raise self.overloaded(error.reason) from None
+            raise self._overloaded(error.reason) from None
         request.settle()  # if it has no texts
         request.future.add_done_callback(lambda future: self._ledger.cancel(request.id) if future.cancelled() else None)
         self._pump()
@@ -187,7 +187,12 @@ class Dispatcher:
         await self._supervisor.restart_all()
 
     async def close(self, *, at_once: bool = False) -> None:
-        """Stop every worker and wait until none is left. Requests not yet answered fail with `Unavailable`."""
+        """Stop every worker and wait until none is left. Requests not yet answered fail with `Unavailable`.
+
+        Calling it again does nothing.
+        """
+        if self._closing:
+            return
         self._closing = True
         if self._ticker:
             self._ticker.cancel()
@@ -201,9 +206,11 @@ class Dispatcher:
 
     def on_rows(self, worker: int, batch: int, texts: Batch, rows: Rows) -> None:
         result = self._scheduler.complete(batch, worker)
-        self._pump()  # first: the worker is waiting
-        self._on_batch(len(texts.lengths), len(texts.tokens))
-        _settle(self._ledger.put(result, texts, rows))
+        try:
+            self._pump()  # first: the worker is waiting
+        finally:  # whatever becomes of other requests, these have their rows
+            self._on_batch(len(texts.lengths), len(texts.tokens))
+            _settle(self._ledger.put(result, texts, rows))
 
     def on_error(self, worker: int, batch: int, reason: str) -> None:
         logger.warning("worker %d failed on a batch: %s", worker, reason)
@@ -242,7 +249,10 @@ class Dispatcher:
         limit = int(self._supervisor.rate * self.n_workers * CAUTION * self._config.timeout_ms / 1000)
         if n_tokens > limit and deadline < float("inf"):
             raise TooManyForDeadline(n_tokens, limit, self._config.timeout_ms)
-        wait = self._scheduler.tokens_before(n_tokens) / rate / CAUTION
+        n_before = self._scheduler.tokens_before(n_tokens)
+        # The limit was cautious. With nothing else to do, a request within it is taken though some of its time went by
+        # while it was read: it would come again just as late.
+        wait = n_before / rate / (1 if n_before == n_tokens else CAUTION)
         left = deadline - self._loop.time()
         if wait > left:
             raise Overloaded(
@@ -250,11 +260,8 @@ class Dispatcher:
                 min(max(wait - left, 1.0), MAX_RETRY_AFTER_S),
             )
 
-    def overloaded(self, reason: str) -> Overloaded:
-        """Make an error whose `retry_after_s` is when the texts that wait now will have been computed."""
-        rate = self._rate()
-        wait = self._scheduler.waiting_tokens / rate if rate else 1.0
-        return Overloaded(reason, min(max(wait, 1.0), MAX_RETRY_AFTER_S))
+    def _overloaded(self, reason: str) -> Overloaded:
+        return Overloaded(reason, retry_after_s(self._scheduler.waiting_tokens, self._rate()))
 
     def _block(self, text: Tokens) -> None:
         logger.error("a text of %d tokens killed workers, and is refused for %.0f s", len(text), BLOCKED_S)
@@ -285,6 +292,12 @@ class Dispatcher:
         if not self._was_whole:
             return "starting"
         return "degraded" if self.n_ready else "unavailable"
+
+
+def retry_after_s(waiting_tokens: int, rate: float) -> float:
+    """Return when a refused client should come again: when the texts that wait now will have been computed."""
+    wait = waiting_tokens / rate if rate else 1.0
+    return min(max(wait, 1.0), MAX_RETRY_AFTER_S)
 
 
 def _settle(requests: Iterable[OpenRequest["asyncio.Future[Rows]"]]) -> None:

@@ -9,7 +9,6 @@ A supervisor knows only the `Process` interface, so that tests can give it simul
 import asyncio
 import logging
 import multiprocessing
-import signal
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,6 +16,7 @@ import psutil
 
 from embellama.batch import Batch, Tokens
 from embellama.kernels import SharedWeights
+from embellama.machine import signals
 from embellama_server.config import ServerConfig
 from embellama_server.workers import worker
 from embellama_server.workers.channel import Channel, WorkerReply
@@ -78,13 +78,9 @@ class WorkerProcess:
         self._process = context.Process(
             target=worker.run, args=(config, canary, shared.path, *self._channel.worker_end), name=f"worker-{number}"
         )
-        # Not in a thread: it takes a few ms, and nothing can come between it and the next lines. The worker inherits
-        # the mask, so that no signal reaches it before it can say that it ignores it (`worker.run`).
-        signal.pthread_sigmask(signal.SIG_BLOCK, worker.IGNORED)
-        try:
+        # Not in a thread: it takes a few ms, and nothing can come between it and the next lines.
+        with signals.blocked():
             self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.IGNORED)
         assert self._process.pid is not None
         self.pid = self._process.pid
         self._channel.open(on_reply, on_close)
@@ -117,8 +113,7 @@ class WorkerProcess:
             self._process.join()
         code = self._process.exitcode
         if code:  # the kernel's SIGKILL when memory is short, and SIGABRT or SIGSEGV, are different things to look for
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-            logger.info("worker process %d %s", self.pid, how)
+            logger.info("worker process %d %s", self.pid, signals.how_it_ended(code))
         self._process.close()
 
 

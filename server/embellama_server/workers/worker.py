@@ -1,8 +1,8 @@
-"""Run one worker process: load the model, then answer every batch that comes through the queue.
+"""Run one worker process: load the model, then answer every batch that comes through the pipe.
 
-   queue ──► Task ──► EmbeddingModel.encode ──► ReplyWriter ──► pipe      on the process's main thread
-                                                ▲
-   the canary's row, once loaded ───────────────┘
+   pipe ──► TaskReader ──► EmbeddingModel.encode ──► ReplyWriter ──► pipe      on the process's main thread
+                                                     ▲
+   the canary's row, once loaded ────────────────────┘
 
 The server's main process decides when a worker ends. Signals from a terminal or a service manager may reach every
 process of the group, so a worker ignores them; if the main process is killed, a thread sees that at once and ends the
@@ -14,16 +14,15 @@ import importlib
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.queues import SimpleQueue
 
 from embellama.batch import Batch, Tokens
 from embellama.errors import EmbeddingFailed, ModelLoadError
+from embellama.machine import signals
 from embellama_server.config import ServerConfig
-from embellama_server.workers.channel import STARTED, ReplyWriter, Task
+from embellama_server.workers.channel import STARTED, ReplyWriter, TaskReader
 
 # With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
@@ -32,29 +31,21 @@ NICENESS = 5
 # "module:function" to call with the model before anything is computed: how the fault tests make a worker fail.
 HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
-# Signals of a terminal or a service manager; blocked until `run` ignores them.
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-
-def run(
-    config: ServerConfig, canary: Tokens, shared: str, tasks: "SimpleQueue[Task | None]", writer: Connection
-) -> None:
+def run(config: ServerConfig, canary: Tokens, shared: str, reader: Connection, writer: Connection) -> None:
     """Load the model, answer with the canary's row, then answer batches until told to stop.
 
     Args:
         shared: Path of the `SharedWeights` of this model's workers; "" if there are none.
     """
     os.nice(NICENESS)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    signals.ignore()
     threading.Thread(target=_exit_with_front, name="front-watch", daemon=True).start()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # When ggml aborts it looks for a debugger and forks it for a backtrace, which can hang the dying process.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
-
     from embellama.gguf.loading import load_weights
+    from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
 
     replies = ReplyWriter(writer)
     try:
@@ -68,7 +59,8 @@ def run(
         reason = error.reason if isinstance(error, ModelLoadError) else str(error) or repr(error)
         replies.send_error(STARTED, reason)
         return
-    while task := tasks.get():
+    tasks = TaskReader(reader)
+    while task := tasks.next():
         try:
             rows = model.encode(task.batch, task.n_threads)
         except Exception as error:  # whatever it is, the front must hear of it

@@ -116,6 +116,144 @@ def test_what_an_answer_has_no_place_for_is_refused(http: httpx.Client, accept: 
     assert (late.status_code, told(late)[1]) == (400, "return_truncated")
 
 
+COHERE = {"model": "tiny", "texts": ["red", "blue"]}
+SENTENCES = {"source_sentence": "red", "sentences": ["red", "blue"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/v1/embeddings", {**EMBED, "input": ["red", ""]}, "input[1] is empty"),
+        ("/v1/embeddings", {**EMBED, "input": [[5], [999_999]]}, "input[1] has token id 999999"),
+        ("/v1/embeddings", {**EMBED, "input": [999_999]}, "input has token id 999999"),
+        ("/v1/embeddings", {**EMBED, "input": LONG}, "input has "),
+        ("/v1/embeddings", {**EMBED, "input": ["red", "\n"], "late_chunking": True}, "input[1] is empty"),
+        ("/v1/embeddings", {**EMBED, "input": ["red", LONG], "late_chunking": True}, "input has "),
+        ("/v1/embeddings", {**EMBED, "task": "no such"}, "task 'no such' is not one"),
+        ("/v1/embeddings", {**EMBED, "embedding_type": "int9"}, "embedding_type is 'int9'"),
+        ("/v1/rerank", {**RERANK, "documents": ["red", ""]}, "documents[1] is empty"),
+        ("/v1/rerank", {**RERANK, "query": LONG}, "query has "),
+        ("/v2/embed", {**COHERE, "texts": ["red", LONG], "truncate": "NONE"}, "texts[1] has "),
+        ("/v2/embed", {**COHERE, "texts": ["red", POISON]}, "texts[1]"),
+        ("/v2/embed", {**COHERE, "input_type": "no such"}, "input_type 'no such' is not one"),
+        ("/v2/embed", {**COHERE, "embedding_types": ["int9"]}, "embedding_types is 'int9'"),
+        (
+            "/v2/embed",
+            {"model": "tiny", "inputs": [{"content": [{"type": "text", "text": t}]} for t in ("red", "")]},
+            "inputs[1] is empty",
+        ),
+        ("/v2/rerank", {**RERANK, "documents": ["red", ""]}, "documents[1] is empty"),
+        ("/v2/rerank", {**RERANK, "query": ""}, "query is empty"),
+        ("/embed", {"inputs": ["red", LONG]}, "inputs[1] has "),
+        ("/embed", {"inputs": LONG}, "inputs has "),
+        ("/embed", {"inputs": "red", "prompt_name": "no such"}, "prompt_name 'no such' is not one"),
+        ("/embed_all", {"inputs": ["red", ""]}, "inputs[1] is empty"),
+        ("/rerank", {"query": "red", "texts": ["red", ""]}, "texts[1] is empty"),
+        ("/rerank", {"query": "", "texts": ["red"]}, "query is empty"),
+        ("/similarity", {"inputs": {**SENTENCES, "sentences": ["red", LONG]}}, "inputs.sentences[1] has "),
+        ("/similarity", {"inputs": {**SENTENCES, "source_sentence": LONG}}, "inputs.source_sentence has "),
+        ("/similarity", {"inputs": {**SENTENCES, "source_sentence": POISON}}, "inputs.source_sentence"),
+        (
+            "/similarity",
+            {"inputs": SENTENCES, "parameters": {"prompt_name": "no such"}},
+            "parameters.prompt_name 'no such' is not one",
+        ),
+        (
+            "/similarity",
+            {"inputs": SENTENCES, "parameters": {"truncation_direction": "up"}},
+            "parameters.truncation_direction: Invalid enum value 'up'; it must be left or right",
+        ),
+        ("/decode", {"ids": [[5], [999_999]]}, "ids[1] has token id 999999"),
+        ("/api/embed", {"model": "tiny", "input": ["red", LONG], "truncate": False}, "input[1] has "),
+        ("/api/embed", {"model": "tiny", "input": LONG, "truncate": False}, "input has "),
+        ("/api/embeddings", {"model": "tiny", "prompt": POISON}, "the model failed on prompt: "),
+    ],
+)
+def test_a_message_names_the_place_in_the_body(http: httpx.Client, path: str, body: dict[str, Any], says: str) -> None:
+    answer = http.post(path, json=body)
+    assert answer.status_code == (500 if POISON in str(body) else 400)
+    assert says in told(answer)[0]
+    assert "text 0" not in told(answer)[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "other"),
+    [
+        ("/v1/embeddings", {**EMBED, "truncate": "none", "truncation": True}, "truncation", "truncate"),
+        ("/v1/embeddings", {**EMBED, "prompt_name": "query", "input_type": "document"}, "input_type", "prompt_name"),
+        ("/v1/embeddings", {**EMBED, "input_type": "query", "task": "clustering"}, "task", "input_type"),
+        ("/v1/embeddings", {**EMBED, "output_dtype": "int8", "embedding_type": "float"}, "embedding_type", "output_d"),
+        ("/v1/embeddings", {**EMBED, "dimensions": 8, "output_dimension": 16}, "output_dimension", "dimensions"),
+        ("/v1/embeddings", {**EMBED, "normalized": True, "normalize": False}, "normalize", "normalized"),
+        (
+            "/v1/embeddings",
+            {**EMBED, "encoding_format": "float", "embedding_type": "base64"},
+            "embedding_type",
+            "encoding_format",
+        ),
+        ("/v1/rerank", {**RERANK, "top_n": 1, "top_k": 2}, "top_k", "top_n"),
+        ("/v1/rerank", {**RERANK, "truncate": "start", "truncation": False}, "truncation", "truncate"),
+        ("/rerank", {**RERANK, "texts": ["red"]}, "documents", "texts"),
+        *(
+            ("/rerank", {**RERANK, field: value}, field, "documents")
+            for field, value in {"return_text": True, "raw_scores": False, "truncation_direction": "left"}.items()
+        ),
+        *(
+            ("/rerank", {"query": "red", "texts": ["red"], field: value}, field, "texts")
+            for field, value in {"return_documents": True, "top_k": 1, "truncation": True}.items()
+        ),
+        ("/v2/embed", {**COHERE, "max_tokens": 5, "truncate": "NONE"}, "max_tokens", "truncate"),
+        ("/v2/embed", {**COHERE, "max_tokens": 5, "truncate": "START"}, "max_tokens", "truncate"),
+        ("/v2/embed", {**COHERE, "inputs": [{"content": [{"type": "text", "text": "red"}]}]}, "inputs", "texts"),
+        ("/v2/rerank", {**RERANK, "max_tokens_per_doc": 5}, "max_tokens_per_doc", "64"),
+        ("/v2/rerank", {**RERANK, "max_tokens_per_doc": 0}, "max_tokens_per_doc", "64"),
+        ("/api/show", {"model": "tiny", "name": "x"}, "name", "model"),
+    ],
+)
+def test_what_contradicts_another_field_or_could_not_be_done_is_refused(
+    http: httpx.Client, path: str, body: dict[str, Any], field: str, other: str
+) -> None:
+    answer = http.post(path, json=body)
+    message, param, _ = told(answer)
+    assert (answer.status_code, message.startswith(f"{field} "), other in message) == (400, True, True), message
+    assert param in (None, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {**EMBED, "truncate": "end", "truncation": True}),
+        ("/v1/embeddings", {**EMBED, "dimensions": 8, "output_dimension": 8}),
+        ("/v1/embeddings", {**EMBED, "encoding_format": "base64", "embedding_type": "base64"}),
+        ("/v1/embeddings", {**EMBED, "encoding_format": "float", "output_dtype": "int8"}),
+        ("/v1/rerank", {**RERANK, "top_n": 1, "top_k": 1}),
+        ("/v2/rerank", {**RERANK, "max_tokens_per_doc": 4096}),
+        ("/v2/embed", {**COHERE, "max_tokens": 5, "truncate": "END"}),
+        ("/api/show", {"model": "tiny", "name": "tiny"}),
+    ],
+)
+def test_what_is_said_twice_and_agrees_is_taken(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    assert http.post(path, json=body).status_code == 200
+
+
+def test_rerank_obeys_top_n_and_model_in_both_bodies(http: httpx.Client) -> None:
+    body = {"query": "red", "texts": ["red", "blue"], "top_n": 1, "model": "tiny"}
+    assert len(http.post("/rerank", json=body).json()) == 1
+    assert http.post("/rerank", json={**body, "top_n": 0}).status_code == 400
+    assert http.post("/rerank", json={**body, "model": "no such"}).status_code == 404
+
+
+def test_a_null_model_is_no_model_to_openais_dialect(http: httpx.Client) -> None:
+    answer = http.post("/v1/embeddings", json={**EMBED, "model": None})
+    assert (answer.status_code, told(answer)[1]) == (400, "model")
+
+
+def test_an_answer_in_bytes_has_one_dtype(http: httpx.Client) -> None:
+    body = {**EMBED, "embedding_type": ["int8", "float"]}
+    answer = http.post("/v1/embeddings", json=body, headers={"accept": "application/octet-stream"})
+    assert (answer.status_code, told(answer)[1]) == (400, "embedding_type")
+
+
 def test_the_model_is_said_to_fail_once(http: httpx.Client) -> None:
     message, _, _ = told(http.post("/v1/embeddings", json={**EMBED, "input": ["red", POISON]}))
     assert message.count("the model failed") == 1

@@ -94,9 +94,10 @@ def test_a_body_that_asks_for_neither_gets_its_dialects_default(http: httpx.Clie
     np.testing.assert_array_equal(null, as_set)
 
 
-def test_jinas_word_wins_over_vllms(http: httpx.Client) -> None:
-    body = {"model": "tiny", "input": TEXTS, "normalized": False, "normalize": True}
+def test_jinas_word_and_vllms_may_not_contradict_each_other(http: httpx.Client) -> None:
+    body = {"model": "tiny", "input": TEXTS, "normalized": False, "normalize": False}
     np.testing.assert_array_equal(vectors_of(http.post("/v1/embeddings", json=body)), unscaled(http))
+    assert http.post("/v1/embeddings", json={**body, "normalize": True}).status_code == 400
 
 
 def test_token_ids_lines_and_bytes_obey_too(http: httpx.Client) -> None:
@@ -155,7 +156,7 @@ def test_a_text_without_a_usable_vector_is_named(http: httpx.Client, path: str, 
     texts = {name: ["red", "poison"] if isinstance(value, list) else value for name, value in body.items()}
     answer = http.post(path, json=texts)
     assert answer.status_code == 500
-    assert "the model failed on text 1: " in answer.text
+    assert f"the model failed on {'input' if 'v1' in path else 'inputs'}[1]: " in answer.text
     assert "its vector is not finite" in answer.text
 
 

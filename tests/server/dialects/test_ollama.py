@@ -1,12 +1,15 @@
 """Ollama's names, lists and warm-up calls."""
 
 import contextlib
+import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
 from embellama_server.names import with_tag, without_default_tag
+from embellama_server.state import ServerState
 
 from embellama import ConfigError
 from tests.conftest import running_server
@@ -118,6 +121,46 @@ def test_what_is_not_under_api_is_told_in_ollamas_words(
 ) -> None:
     answer = http.request(method, path)
     assert (answer.status_code, list(answer.json()), type(answer.json()["error"])) == (status, ["error"], str)
+
+
+async def test_a_mistake_of_our_own_under_api_is_told_in_ollamas_words(
+    state: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("embellama_server.web.ollama._listed", broken)
+    transport = httpx.ASGITransport(build_app(state), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.get("/api/tags")
+    assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
+
+
+def test_bodies_that_are_refused_are_told_in_ollamas_words(http: httpx.Client) -> None:
+    for status, answer in {
+        413: http.post("/api/embed", content=b" " * (9 * 1024 * 1024)),
+        415: http.post("/api/embed", content=b"{}", headers={"content-encoding": "gzip"}),
+        400: http.post("/api/embed", content=b"{"),
+        404: http.post("/api/embed", json={"model": "no such"}),
+    }.items():
+        assert (answer.status_code, list(answer.json()), type(answer.json()["error"])) == (status, ["error"], str)
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (
+            b"POST /api/embed HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nno length\r\n",
+            b"Invalid HTTP request received.",
+        ),
+        (b"GET /api/tags HTTP/1.1\r\nx-large: " + b"x" * 70_000, b"the request's head has more than 65536 bytes"),
+    ],
+)
+def test_what_is_no_http_under_api_is_told_in_ollamas_words(http: httpx.Client, sent: bytes, says: bytes) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80), timeout=10) as connection:
+        connection.sendall(sent)
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.endswith(b'{"error":"%s"}' % says)
 
 
 def test_two_models_may_not_have_names_that_differ_by_the_default_tag_alone(tiny_path: str) -> None:
