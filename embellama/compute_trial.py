@@ -22,7 +22,7 @@ from embellama.model import EmbeddingModel
 # Lengths of the texts in the batches that are compared: one alone, some alike, some that are not.
 CANARIES = ([7], [16] * 12, [3, 90, 41, 1, 57])
 
-# Vectors that llama.cpp computes with bfloat16 are this near to those computed with float32; wrong ones are far from it.
+# Vectors computed with bfloat16 are nearer than this to those computed with float32; wrong ones are far from it.
 LEAST_COSINE = 0.999
 
 # The first instruction set this much faster than llama.cpp is taken: those after it are slower.

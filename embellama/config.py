@@ -75,8 +75,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     compute: Annotated[
         Literal["auto", "llama", "avx2", "avx512", "avx512_bf16", "amx"],
         Meta(
-            description="What computes the layers: auto takes what is measured fastest at the first start, llama leaves "
-            "them to llama.cpp's own code; or the instruction set of our kernels."
+            description="What computes the layers: auto measures at the first start; llama is llama.cpp's own code; "
+            "or the instruction set of our kernels."
         ),
     ] = "auto"
     pooling: Annotated[

@@ -2,8 +2,8 @@
 
 libembellama_compute.so ── library() ──► Library ──► params of a model's load: a device, and a layout of its weights
 
-llama.cpp stays as it is: it gives a model's graphs to the device it was loaded with, and the device gives back what it has
-no kernels for. Nothing is registered, so models loaded without it are computed by ggml alone.
+llama.cpp stays as it is: it gives a model's graphs to the device it was loaded with, and the device gives back what it
+has no kernels for. Nothing is registered, so models loaded without it are computed by ggml alone.
 """
 
 import contextlib
@@ -135,8 +135,8 @@ def library() -> Library:
 class SharedWeights:
     """Memory of this process in which worker processes share the weights that our kernels pack.
 
-    The first worker fills it, and one that is killed meanwhile leaves that to the next. It is freed with this object and the
-    last worker that uses it, however they end.
+    The first worker fills it, and one that is killed meanwhile leaves that to the next. It is freed with this object
+    and the last worker that uses it, however they end.
 
     Attributes:
         path: Where processes of the same user open it; "" where there is no such memory.

@@ -41,8 +41,8 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     logger.debug("%s", line)
 
 
-# ggml's functions are found through llama.cpp's own library, and so in the copy of ggml that it computes with. A wheel has
-# copies in place of links, and `llama_cpp._ggml` loads another one, whose devices are not llama.cpp's.
+# ggml's functions are found through llama.cpp's own library, and so in the copy of ggml that it computes with. A wheel
+# has copies in place of links, and `llama_cpp._ggml` loads another one, whose devices are not llama.cpp's.
 libggml = c_api._lib
 
 __all__ = ["c_api", "ggml", "last_error", "libggml"]

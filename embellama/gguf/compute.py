@@ -1,12 +1,11 @@
-"""Choose what computes a model: our kernels, or llama.cpp's own code where it is faster or they can't be trusted.
+"""Choose what computes a model: our kernels, or llama.cpp's own code where that is faster.
 
-load_weights, resolved ──► choose ──► `python -m embellama.compute_trial FILE` ──► its findings, kept in the cache folder
+load_weights, resolved ──► choose ──► `python -m embellama.compute_trial FILE` ──► a Choice, kept in the cache folder
 
-CPU flags do not tell what is faster, and kernels that went wrong would give plausible vectors, or end the process. So before
-they compute a model for the first time, a process of its own compares them with llama.cpp on it.
+CPU flags do not tell what is faster, and kernels that went wrong would give plausible vectors, or end the process. So
+before they compute a model for the first time, a process of its own compares them with llama.cpp on it.
 """
 
-import functools
 import logging
 import re
 import subprocess
@@ -104,7 +103,7 @@ def _why_not(config: EngineConfig, header: Header) -> str:
 
 def _measured(path: str, header: Header, instruction_sets: tuple[str, ...]) -> Choice:
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
-    measurement = CachedMeasurement("compute", _build(), instruction_sets, header.architecture, tensors)
+    measurement = CachedMeasurement("compute", instruction_sets, header.architecture, tensors)
     if known := measurement.read():
         try:
             return msgspec.json.decode(known, type=Choice)
@@ -116,13 +115,6 @@ def _measured(path: str, header: Header, instruction_sets: tuple[str, ...]) -> C
     if kept:
         measurement.write(msgspec.json.encode(choice).decode())
     return choice
-
-
-@functools.cache
-def _build() -> tuple[int, int]:
-    """Tell one build of the kernels from another."""
-    found = kernels.PATH.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _try(path: str) -> tuple[Choice, bool]:
