@@ -152,7 +152,7 @@ static void check_counts(const char *name, const Expected &expected, const embel
 
 /// The largest difference, as a share of the largest number.
 static double difference(const std::vector<float> &got, const std::vector<float> &want) {
-    double most = 0, largest = 1e-6;
+    double most = 0, largest = 1e-2; // ggml has its inputs in float16, where small ones lose places
     for (size_t i = 0; i < want.size(); i++) {
         if (!(std::fabs(got[i] - want[i]) < 1e30)) return INFINITY;
         most = std::max(most, double(std::fabs(got[i] - want[i])));
@@ -370,7 +370,8 @@ static void check_attentions() {
     one("texts by turns", {60}, [](int64_t q, int64_t k) { return q % 3 == k % 3 ? 0 : -INFINITY; });
     one("rows that see nothing", {60}, [](int64_t q, int64_t k) { return q % 5 ? same_text(q, k) : -INFINITY; });
     for (int64_t n_heads : {4, 6})
-        one("ALiBi", {60, n_heads, n_heads, 16, 8.0f}, [](int64_t q, int64_t k) { return same_text(q, k) - std::abs(q - k); });
+        one("ALiBi", {60, n_heads, n_heads, 16, 8.0f},
+            [](int64_t q, int64_t k) { return same_text(q, k) - std::abs(q - k); });
     one("casts apart from each other", {60, 4, 4, 16, 0, false}, same_text);
     one("keys that somebody else reads", {30, 4, 4, 16, 0, true, true}, same_text);
     check_graph("fewer queries with the same mask", [](Model &m) {
@@ -421,7 +422,9 @@ static void build_random(Model &m, uint64_t seed) {
             if (ggml_are_same_shape(t, x) && (!same || random.coin())) same = t;
         const int64_t n = x->ne[0];
         switch (random.between(0, 16)) {
-            case 0: case 1: case 2: case 3: x = m.multiply(x, widths[random.between(0, 2)], ggml_type(random.coin() ? GGML_TYPE_F32 : GGML_TYPE_F16)); break;
+            case 0: case 1: case 2: case 3:
+                x = m.multiply(x, widths[random.between(0, 2)], random.coin() ? GGML_TYPE_F32 : GGML_TYPE_F16);
+                break;
             case 4: x = ggml_add(m, x, m.vector(n)); break;
             case 5: case 6: x = random.coin() ? ggml_add(m, x, same) : ggml_add(m, same, x); break;
             case 7: x = ggml_gelu(m, x); break;
@@ -441,7 +444,7 @@ static void build_random(Model &m, uint64_t seed) {
 }
 
 int main(int n_arguments, char **arguments) {
-    const int n_random = n_arguments > 1 ? atoi(arguments[1]) : 150;
+    const int n_random = n_arguments > 1 ? atoi(arguments[1]) : 60;
     check_chains();
     check_readers();
     check_broadcasts();

