@@ -37,6 +37,13 @@ static std::vector<float> compute(std::vector<ggml_backend_t> backends, ggml_bac
     ggml_build_forward_expand(graph, t);
 
     ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(weights, weights_type);
+    if (!ggml_backend_buft_is_host(weights_type)) { // packed weights are for products alone
+        ggml_tensor *rows = ggml_new_tensor_1d(context, GGML_TYPE_I32, 3);
+        ggml_tensor *part = ggml_view_2d(context, matrix, N, 16, N * sizeof(float), 0);
+        for (ggml_tensor *op : {ggml_get_rows(context, matrix, rows), ggml_mul_mat(context, x, matrix), part,
+                                ggml_cont(context, matrix), ggml_mul_mat(context, part, x), ggml_mul_mat(context, x, part)})
+            check(!ggml_backend_supports_op(backends[0], op), "%s of packed weights is claimed", ggml_op_desc(op));
+    }
     std::vector<ggml_backend_buffer_type_t> types;
     for (ggml_backend_t backend : backends) types.push_back(ggml_backend_get_default_buffer_type(backend));
     ggml_backend_sched_t scheduler =

@@ -383,6 +383,16 @@ static void check_attentions() {
             m.output(ggml_flash_attn_ext(m, q, k, v, mask, 0.25f, 0, 0));
         }
     }, {0, 3, 0, 0, -1});
+    check_graph("copies of keys and values that are read again", [](Model &m) {
+        ggml_tensor *mask = m.mask(30, 30, same_text), *k = m.multiply(m.input(16, 60), 16), *v = m.multiply(k, 16);
+        ggml_tensor *q = ggml_reshape_3d(m, m.multiply(v, 16), 16, 30, 2);
+        for (ggml_tensor *t : {mask, q}) ggml_build_forward_expand(m.graph(), t);
+        k = ggml_cast(m, ggml_reshape_3d(m, k, 16, 30, 2), GGML_TYPE_F16);
+        v = ggml_cast(m, ggml_reshape_3d(m, v, 16, 30, 2), GGML_TYPE_F16);
+        m.output(ggml_flash_attn_ext(m, q, k, v, mask, 0.25f, 0, 0));
+        m.output(ggml_cast(m, k, GGML_TYPE_F32));
+        m.output(ggml_cast(m, ggml_view_1d(m, v, 40, 80), GGML_TYPE_F32));
+    });
     check_graph("keys that are values", [](Model &m) {
         ggml_tensor *mask = m.mask(30, 30, same_text);
         ggml_tensor *k = ggml_cast(m, ggml_reshape_3d(m, m.input(16, 60), 16, 30, 2), GGML_TYPE_F16);
