@@ -83,12 +83,13 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char *) {
 // What is computed lies in ggml's own memory for the CPU, so that ggml may compute it too.
 ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t) { return ggml_backend_cpu_buffer_type(); }
 
-/// Packed weights are multiplied here or nowhere; whatever else ggml can compute on the CPU, it is given back to compute.
+/// Packed weights are multiplied here, as a whole, or nowhere; whatever else ggml can compute on the CPU, it is given back to
+/// compute.
 bool supports_op(ggml_backend_dev_t, const ggml_tensor *op) {
     for (int i = 1; i < GGML_MAX_SRC; i++)
         if (op->src[i] && is_packed(op->src[i])) return false;
     if (op->src[0] && is_packed(op->src[0]))
-        return op->op == GGML_OP_MUL_MAT && ggml_is_matrix(op->src[0]) && op->type == GGML_TYPE_F32 &&
+        return op->op == GGML_OP_MUL_MAT && !op->src[0]->view_src && ggml_is_matrix(op->src[0]) && op->type == GGML_TYPE_F32 &&
                op->src[1]->type == GGML_TYPE_F32 && op->src[1]->nb[0] == 4 && ggml_is_contiguous(op);
     return ggml_backend_dev_supports_op(cpu(), op);
 }

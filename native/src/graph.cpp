@@ -173,12 +173,13 @@ int Graph::next(int i) const {
     return i;
 }
 
-/// The next node, if it has this operation and is all that reads node `i`; else 0.
+/// The next node, if it has this operation, node `i`'s shape, and is all that reads it; else 0.
 int Graph::follow(int i, ggml_op op) const {
     const int j = next(i);
     if (j >= graph_->n_nodes || node(j)->op != op || !(node(j)->flags & GGML_TENSOR_FLAG_COMPUTE)) return 0;
     const ggml_tensor *t = node(i);
     if (node(j)->src[0] != t && node(j)->src[1] != t) return 0;
+    if (!ggml_are_same_shape(node(j), t)) return 0; // it repeats the node's rows
     return ggml_node_has_n_uses(graph_, i, 1) ? j : 0;
 }
 
@@ -208,24 +209,23 @@ template <typename Row> void Graph::run_rows(int64_t n_rows, Row row) {
 }
 
 /// Memory for a tensor's rows as bfloat16, kept until `n_readers` products have read them.
-uint16_t *Graph::convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers) {
+Graph::Converted &Graph::convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers) {
     auto c = std::find_if(converted_.begin(), converted_.end(), [](const Converted &c) { return c.n_readers == 0; });
     if (c == converted_.end()) c = converted_.emplace(c);
     c->tensor = tensor, c->n_readers = n_readers;
     const size_t n_bytes = padded(n) * padded(n_rows) * 2; // kernels may read, but not use, 31 rows more
-    void *rows = c->memory.get(n_bytes);
-    if (padded(n) != n) memset(rows, 0, n_bytes); // what is multiplied by 0 must not be NaN
-    return static_cast<uint16_t *>(rows);
+    c->rows = static_cast<uint16_t *>(c->memory.get(n_bytes));
+    if (padded(n) != n) memset(c->rows, 0, n_bytes); // what is multiplied by 0 must not be NaN
+    return *c;
 }
 
-/// Bring the inputs of the product at `i` into the form that it takes.
-void Graph::prepare_inputs(int i, Product &p) {
+/// Bring the inputs of the product at `i` into the form that it takes. What is returned, unless null, it has read afterwards.
+Graph::Converted *Graph::prepare_inputs(int i, Product &p) {
     const ggml_tensor *t = node(i)->src[1];
     for (auto &c : converted_) {
         if (c.tensor != t || c.n_readers == 0) continue;
-        c.n_readers--;
-        p.inputs = c.memory.get(0), p.stride = padded(p.n_inputs);
-        return;
+        p.inputs = c.rows, p.stride = padded(p.n_inputs);
+        return &c;
     }
     const float *rows = floats(t);
     p.stride = stride(t);
@@ -235,14 +235,13 @@ void Graph::prepare_inputs(int i, Product &p) {
         rows = gathered, p.stride = p.n_inputs;
     }
     p.inputs = rows;
-    if (!kernels_.bf16) return;
-    const int n_readers = count_readers(t, i);
-    uint16_t *bf16 = convert_later(t, p.n_inputs, p.n_rows, n_readers);
+    if (!kernels_.bf16) return nullptr;
+    Converted &c = convert_later(t, p.n_inputs, p.n_rows, count_readers(t, i));
     run_rows(p.n_rows, [&](int64_t r) {
-        kernels_.convert(rows + r * p.stride, p.n_inputs, bf16 + r * padded(p.n_inputs));
+        kernels_.convert(rows + r * p.stride, p.n_inputs, c.rows + r * padded(p.n_inputs));
     });
-    p.inputs = bf16, p.stride = padded(p.n_inputs);
-    for (auto &c : converted_) c.n_readers -= c.tensor == t && c.n_readers > 0;
+    p.inputs = c.rows, p.stride = padded(p.n_inputs);
+    return &c;
 }
 
 /// Find MUL and ADD after the norm at `i`; return the last node of the chain.
@@ -301,12 +300,12 @@ int Graph::product(int i) {
 
     flush(i);
     if (status_ != GGML_STATUS_SUCCESS) return 0;
-    prepare_inputs(i, p);
+    Converted *inputs = prepare_inputs(i, p);
 
     ggml_tensor *result = node(last);
     GGML_ASSERT(has_rows(result));
     const int n_readers = kernels_.bf16 ? count_readers(result, last + 1) : 0;
-    uint16_t *bf16 = n_readers ? convert_later(result, p.n_outputs, p.n_rows, n_readers) : nullptr;
+    uint16_t *bf16 = n_readers ? convert_later(result, p.n_outputs, p.n_rows, n_readers).rows : nullptr;
     const bool wanted = !n_readers || !ggml_node_has_n_uses(graph_, last, n_readers);
 
     // Inputs that are still read when rows are written must lie elsewhere.
@@ -319,6 +318,7 @@ int Graph::product(int i) {
     if (normed || wanted) p.out = out, p.out_stride = out_stride;
     if (!normed) p.out_bf16 = bf16, p.out_bf16_stride = padded(p.n_outputs);
     run(kernels_.product_tasks(p), [&](int64_t task) { kernels_.product(p, task); });
+    if (inputs) inputs->n_readers--; // not before: the result must not get their memory
     n_products++;
 
     if (normed) {
@@ -348,7 +348,7 @@ int Graph::norm(int i) {
     if (status_ != GGML_STATUS_SUCCESS) return 0;
     p.out = floats(result), p.out_stride = stride(result);
     if (const int n_readers = kernels_.bf16 ? count_readers(result, last + 1) : 0) {
-        p.out_bf16 = convert_later(result, p.n, p.n_rows, n_readers), p.out_bf16_stride = padded(p.n);
+        p.out_bf16 = convert_later(result, p.n, p.n_rows, n_readers).rows, p.out_bf16_stride = padded(p.n);
         if (ggml_node_has_n_uses(graph_, last, n_readers)) p.out = nullptr;
     }
     run_rows(p.n_rows, [&](int64_t row) { kernels_.norm(p, row); });
@@ -382,10 +382,10 @@ bool Graph::can_attend(const ggml_tensor *t) const {
     float params[3]; // scale, largest slope of ALiBi, cap of scores
     memcpy(params, t->op_params, sizeof params);
     return q->type == GGML_TYPE_F32 && q->nb[0] == 4 && q->nb[1] % 4 == 0 && q->nb[2] % 4 == 0 && q->ne[3] == 1 &&
-           k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && k->ne[3] == 1 && v->ne[3] == 1 && mask &&
-           mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->ne[3] == 1 && mask->ne[0] == k->ne[1] &&
-           mask->ne[1] >= q->ne[1] && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && params[2] == 0 &&
-           !t->src[4] && t->type == GGML_TYPE_F32 && ggml_is_contiguous(t);
+           k->type == GGML_TYPE_F16 && k->nb[0] == 2 && k->ne[3] == 1 && v->type == GGML_TYPE_F16 && v->nb[0] == 2 &&
+           v->ne[3] == 1 && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && mask && mask->type == GGML_TYPE_F16 &&
+           mask->nb[0] == 2 && mask->ne[0] == k->ne[1] && mask->ne[1] >= q->ne[1] && mask->ne[2] == 1 &&
+           mask->ne[3] == 1 && params[2] == 0 && !t->src[4] && t->type == GGML_TYPE_F32 && ggml_is_contiguous(t);
 }
 
 /// Attention, or the copies to float16 before it.
@@ -468,7 +468,7 @@ void Graph::attend(ggml_tensor *result, const ggml_tensor *keys, const ggml_tens
 /// Find which queries see which keys.
 const std::vector<Block> &Graph::blocks(const ggml_tensor *mask, int64_t n_queries, int64_t n_keys) {
     for (const auto &seen : seen_)
-        if (seen.mask == mask) return seen.blocks;
+        if (seen.mask == mask && seen.n_queries == n_queries) return seen.blocks;
     constexpr uint16_t HIDDEN = 0xfc00; // -infinity
     std::vector<Block> blocks;
     for (int64_t q = 0; q < n_queries; q++) {
@@ -488,7 +488,7 @@ const std::vector<Block> &Graph::blocks(const ggml_tensor *mask, int64_t n_queri
         block->first_key = std::min(block->first_key, first), block->end_key = std::max(block->end_key, end);
         block->end_query = q + 1;
     }
-    seen_.push_back({mask, std::move(blocks)});
+    seen_.push_back({mask, n_queries, std::move(blocks)});
     return seen_.back().blocks;
 }
 

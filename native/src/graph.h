@@ -53,11 +53,13 @@ class Graph {
     struct Converted {
         const ggml_tensor *tensor = nullptr;
         int n_readers = 0; // products that have yet to read it
+        uint16_t *rows = nullptr;
         Memory64 memory;
     };
-    /// What a mask lets texts see; found once for each mask of a graph.
+    /// What a mask lets its first queries see; found once for each graph.
     struct Seen {
         const ggml_tensor *mask;
+        int64_t n_queries;
         std::vector<Block> blocks;
     };
 
@@ -74,9 +76,9 @@ class Graph {
     void attend(ggml_tensor *result, const ggml_tensor *keys, const ggml_tensor *values);
 
     int follow_norm(int i, Norm &norm) const;
-    void prepare_inputs(int i, Product &product);
+    Converted *prepare_inputs(int i, Product &product);
     void flush(int i);
-    uint16_t *convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers);
+    Converted &convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers);
     template <typename Task> void run(int64_t n_tasks, Task task);
     template <typename Row> void run_rows(int64_t n_rows, Row row);
     const std::vector<Block> &blocks(const ggml_tensor *mask, int64_t n_queries, int64_t n_keys);

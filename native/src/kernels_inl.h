@@ -44,7 +44,7 @@ constexpr int64_t BLOCK = EMBELLAMA_BF16 ? 384 : 192;
 /// Memory of one thread that is used again and again.
 template <typename T> struct Scratch {
     T *get(int64_t n) {
-        if (n > size) {
+        if (!memory || n > size) {
             memory.reset(static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(64))));
             size = n;
         }

@@ -8,15 +8,10 @@ constexpr int LANES = EMBELLAMA_LANES;
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
-static inline Floats all(float value) {
-#if EMBELLAMA_LANES == 16
-    return _mm512_set1_ps(value);
-#else
-    return _mm256_set1_ps(value);
-#endif
-}
+static inline Floats all(float value) { return value - Floats{}; } // value - 0 is value, also where that is -0
 
 static inline Floats load(const float *from) {
     Floats v;
@@ -56,19 +51,13 @@ static inline Floats as_floats(Ints bits) {
     return v;
 }
 
-static inline Ints as_ints(Floats v) {
-    Ints bits;
-    memcpy(&bits, &v, sizeof bits);
-    return bits;
-}
-
-/// e^x to 2 units in the last place; 0 below -87.3, and the largest finite power above 88.
+/// e^x to 2 units in the last place; 0 below -87.3, and infinity above 88.37.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial of degree 6 for e^r (the coefficients of Cephes' expf), and n added to
 /// the exponent.
 static inline Floats exp(Floats x) {
     const Floats lowest = all(-87.3f);
-    const Floats clamped = min(max(x, lowest), all(88.0f));
+    const Floats clamped = min(max(x, lowest), all(89.0f));
     const Floats magic = all(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     const Floats n = (clamped * all(1.44269504088896341f) + magic) - magic;
     Floats r = clamped - n * all(0.693359375f);
@@ -80,7 +69,7 @@ static inline Floats exp(Floats x) {
     p = p * r + all(1.6666665459e-1f);
     p = p * r + all(5.0000001201e-1f);
     p = p * r * r + r + all(1.0f);
-    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23; // of n = 128 infinity
     const Floats result = p * as_floats(power);
     // NaN stays NaN: the comparisons above let it through only where they are written this way round.
     return x < lowest ? Floats{} : (x == x ? result : x);
@@ -126,9 +115,9 @@ static inline Halves to_bf16(Floats v) {
 #ifdef __AVX512BF16__
     return (Halves)_mm512_cvtneps_pbh(v);
 #else
-    const Ints bits = as_ints(v);
-    const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    const Ints kept = (v == v ? rounded : bits | 0x400000) >> 16;
+    const Words bits = (Words)v;
+    const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const Words kept = (v == v ? rounded : bits | 0x400000) >> 16;
     return __builtin_convertvector(kept, Halves);
 #endif
 }
@@ -140,13 +129,18 @@ static inline Floats from_bf16(const uint16_t *from) {
 }
 
 static inline Floats from_f16(const uint16_t *from) {
-#if EMBELLAMA_LANES == 16
+#ifdef __AVX512F__
     __m256i halves;
     memcpy(&halves, from, sizeof halves);
     return (Floats)_mm512_maskz_cvtph_ps(0xffff, halves);
 #else
-    __m128i halves;
-    memcpy(&halves, from, sizeof halves);
-    return (Floats)_mm256_cvtph_ps(halves);
+    Floats v;
+    for (int i = 0; i < LANES; i += 8) {
+        __m128i halves;
+        memcpy(&halves, from + i, sizeof halves);
+        const __m256 floats = _mm256_cvtph_ps(halves);
+        memcpy(reinterpret_cast<float *>(&v) + i, &floats, sizeof floats);
+    }
+    return v;
 #endif
 }

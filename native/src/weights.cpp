@@ -158,7 +158,8 @@ ggml_backend_buffer_type make_weights_type(const Kernels &kernels, ggml_backend_
 }
 
 bool is_packed(const ggml_tensor *tensor) {
-    return tensor->buffer && tensor->buffer->buft->iface.alloc_buffer == alloc_buffer;
+    const ggml_backend_buffer_t buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    return buffer && buffer->buft->iface.alloc_buffer == alloc_buffer;
 }
 
 } // namespace embellama
