@@ -252,8 +252,8 @@ def _compiler() -> Compiler | None:
 def _sources(ggml: str) -> str:
     """Hash what the library is made of: our sources, and which ggml it is for."""
     digest = hashlib.sha256(ggml.encode())
-    for path in sorted([NATIVE / "CMakeLists.txt", *NATIVE.glob("include/*"), *NATIVE.glob("src/*")]):
-        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    for path in sorted([NATIVE / "CMakeLists.txt", *NATIVE.glob("include/**/*.*"), *NATIVE.glob("src/**/*.*")]):
+        digest.update(f"\0{path.relative_to(NATIVE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

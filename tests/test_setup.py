@@ -109,11 +109,15 @@ def test_an_archive_is_fetched_once_for_llama_cpp_and_the_kernels(tmp_path: Path
     assert not Path(archive).exists()
 
 
-def test_the_kernels_alone_are_built_when_only_they_have_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed", ["native/src/graph.cpp", "native/src", ".venv/lib/python3/site-packages/llama_cpp/lib"]
+)
+def test_the_kernels_alone_are_built_when_only_they_or_llama_cpp_have_changed(changed: str, tmp_path: Path) -> None:
     setup(tmp_path, {})
     tree, log = tmp_path / "a clone", tmp_path / "pip.log"
-    for changed, calls in ((None, []), ("native/src/graph.cpp", ["native/build.py"]), (None, [])):
-        if changed:
+    for touched, calls in ((False, []), (True, ["native/build.py"]), (False, [])):
+        if touched:
+            (tree / changed).parent.mkdir(parents=True, exist_ok=True)
             (tree / changed).touch()
         log.write_text("")
         done = run(tree / "scripts" / "setup", env=os.environ | {"PIP_LOG": str(log)})
