@@ -288,3 +288,10 @@ def test_headers_of_another_ggml_are_refused(stub: dict[str, str], tmp_path: Pat
     subprocess.run(["c++", "-shared", "-fPIC", "-o", library, source], check=True)
     printed = build(tmp_path / "tree", PYTHONPATH=str(tmp_path / "site"), **stub)
     assert re.fullmatch(r"kernels: not built: ggml 0\.0\.1 is installed, and the source archive has [\d.]+\n", printed)
+
+
+def test_for_other_cpus_there_is_nothing_to_build(tmp_path: Path) -> None:
+    copy(tmp_path, "native")
+    code = "import build, platform; platform.machine = lambda: 'sparc'; build.main()"
+    done = run(sys.executable, "-c", code, cwd=tmp_path / "native")
+    assert done.stdout == f"kernels: not built: no kernels for this CPU ({sys.platform} sparc)\n"
