@@ -35,7 +35,7 @@ constexpr int MAX_PANELS = LANES == 16 ? 2 : 1;
 constexpr int TILE_WIDTH = MAX_PANELS * PANEL;
 
 /// Rows of a product that are computed by one task with the same weights: their inputs fit the second-level cache.
-constexpr int64_t TASK_ROWS = 128;
+constexpr int64_t TASK_ROWS = 256;
 
 /// Inputs that are multiplied before the next rows' turn: so many of the weights stay in the first-level cache meanwhile,
 /// beside the rows' inputs and sums. A multiple of 32.

@@ -6,6 +6,8 @@
 
 #include <immintrin.h>
 
+#include <utility>
+
 namespace embellama {
 
 static constexpr int SPINS = 500; // a pause takes some 40 cycles
@@ -33,16 +35,27 @@ void Team::run(const Work &work) {
         helpers_.emplace_back([this, index, seen = call_.load()] { help(index, seen); });
     }
     work_ = &work;
+    failed_.clear();
     n_helping_ = n_threads_ - 1;
     busy_.store(int(helpers_.size())); // all of them look at the call, if only to see that it is not theirs
     call_.fetch_add(1);
     if (asleep_.load() > 0) wake_all(call_);
-    work(next_);
+    attempt();
     for (int spins = 0; busy_.load(std::memory_order_acquire) > 0; spins++) {
         if (spins < SPINS)
             _mm_pause();
         else
             std::this_thread::yield();
+    }
+    if (const std::exception_ptr failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);
+}
+
+/// Work, and keep the first exception for the calling thread: the others are still working with what it holds.
+void Team::attempt() {
+    try {
+        (*work_)(next_);
+    } catch (...) {
+        if (!failed_.test_and_set()) failure_ = std::current_exception();
     }
 }
 
@@ -59,7 +72,7 @@ void Team::help(int index, uint32_t seen) {
         }
         seen++;
         if (ending_) return;
-        if (index < n_helping_) (*work_)(next_);
+        if (index < n_helping_) attempt();
         busy_.fetch_sub(1, std::memory_order_release);
     }
 }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -27,16 +28,20 @@ class Team {
     int size() const { return n_threads_; }
 
     /// Call `work` on each thread, with a counter that all of them share; return when every call has.
+    /// An exception of one of them is thrown again then.
     void run(const Work &work);
 
   private:
     void help(int index, uint32_t seen);
+    void attempt();
 
     int n_threads_ = 1;
     std::vector<std::thread> helpers_;
     const Work *work_ = nullptr;
     int n_helping_ = 0;
     bool ending_ = false;
+    std::atomic_flag failed_ = ATOMIC_FLAG_INIT;
+    std::exception_ptr failure_; // read when nobody works any more
     alignas(64) std::atomic<uint32_t> call_{0}; // counts calls of `run`; helpers sleep on it
     alignas(64) std::atomic<int> busy_{0};
     alignas(64) std::atomic<int> asleep_{0};

@@ -63,12 +63,15 @@ static int make_memory() {
     return fd;
 }
 
+/// What stands for the model's file.
+constexpr uint64_t KEY = 1;
+
 /// Load as the library's callers do.
-static void load(int fd, Weights *&weights, float value, int64_t n_outputs = 40) {
-    embellama_compute_share(fd);
+static void load(int fd, Weights *&weights, float value, int64_t n_outputs = 40, uint64_t key = KEY) {
+    embellama_compute_share(fd, key);
     weights = new Weights(n_outputs);
     weights->load(value);
-    embellama_compute_share(-1);
+    embellama_compute_share(-1, 0);
 }
 
 /// Run something in another process, which must end well.
@@ -132,13 +135,13 @@ static void the_second_waits_until_the_first_has_written() {
     check(pipe(ready) == 0, "no pipe");
     const pid_t child = fork();
     if (child == 0) {
-        embellama_compute_share(fd);
+        embellama_compute_share(fd, KEY);
         Weights weights;
         weights.load_first(3);
         check(write(ready[1], "x", 1) == 1, "no pipe");
         usleep(200000);
         weights.load_second(3);
-        embellama_compute_share(-1);
+        embellama_compute_share(-1, 0);
         _exit(0);
     }
     char x;
@@ -156,7 +159,7 @@ static void the_second_writes_when_the_first_is_killed_half_way() {
     const int fd = make_memory();
     const pid_t child = fork();
     if (child == 0) {
-        embellama_compute_share(fd);
+        embellama_compute_share(fd, KEY);
         Weights weights;
         weights.load_first(3);
         raise(SIGKILL);
@@ -177,12 +180,12 @@ static void the_second_writes_when_the_first_is_killed_half_way() {
 
 static void a_load_that_fails_leaves_the_memory_to_the_next() {
     const int fd = make_memory(), n_files = count_files();
-    embellama_compute_share(fd);
+    embellama_compute_share(fd, KEY);
     {
         Weights weights;
         weights.load_first(3);
     }
-    embellama_compute_share(-1);
+    embellama_compute_share(-1, 0);
     check(count_files() == n_files, "a file stays open");
     Weights *weights;
     load(fd, weights, 5);
@@ -193,14 +196,15 @@ static void a_load_that_fails_leaves_the_memory_to_the_next() {
 
 static void another_models_memory_is_not_used() {
     const int fd = make_memory();
-    Weights *weights, *others, *larger;
+    Weights *weights, *others, *larger, *changed;
     load(fd, weights, 3);
     load(fd, others, 5, 8);
     load(fd, larger, 7, 400);
-    check(weights->are(3) && others->are(5) && larger->are(7), "models share weights that differ");
+    load(fd, changed, 9, 40, KEY + 1); // the same model, whose file was replaced
+    check(weights->are(3) && others->are(5) && larger->are(7) && changed->are(9), "models share weights that differ");
     check(count_lines("memfd:weights") == 1, "the memory is mapped %d times", count_lines("memfd:weights"));
     delete others;
-    delete larger;
+    delete larger, delete changed;
     check(weights->are(3), "the first model's weights change");
     delete weights;
     close(fd);
