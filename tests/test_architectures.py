@@ -35,9 +35,9 @@ COMPUTES = ["llama", *kernels.library().instruction_sets]
 # float16; measured, that leaves 0.99997 in the worst of these models. Shuffling any one tensor leaves less than 0.9999.
 CLOSE = 0.9999
 
-# Our kernels for float32 round nothing but sums. Products of bfloat16 have 8 bits of each number: in random weights that
-# leaves 0.997 in the worst token of the worst model, in trained ones 0.9999 (tests/gguf/test_compute.py). What is wrong is
-# further off: 0.6 where a chain reads what it has overwritten.
+# Our kernels for float32 round nothing but sums. Products of bfloat16 have 8 bits of each number: in random weights
+# that leaves 0.997 in the worst token of the worst model, in trained ones 0.9999 (tests/gguf/test_compute.py). What is
+# wrong is further off: 0.6 where a chain reads what it has overwritten.
 CLOSE_IN = {"llama": CLOSE, "avx2": 0.99999, "avx512": 0.99999, "avx512_bf16": 0.995, "amx": 0.995}
 
 
