@@ -72,6 +72,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             extra=AUTO,
         ),
     ] = 0
+    compute: Annotated[
+        Literal["auto", "llama", "avx2", "avx512", "avx512_bf16", "amx"],
+        Meta(
+            description="What computes the layers: auto measures at the first start; llama is llama.cpp's own code; "
+            "or the instruction set of our kernels."
+        ),
+    ] = "auto"
     pooling: Annotated[
         Literal["auto", Pooling],
         Meta(description="How tokens become one vector: auto takes the file's; mean, cls, last, max, mean-sqrt, rank."),

@@ -26,6 +26,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         quantization: The type of its weights: ``bf16``, ``q8_0``, …
         n_bytes: Size of its weights.
         n_parameters: Numbers that its weights are made of.
+        compute: What computes its layers: ``llama``, or the instruction set of our kernels.
         prompts: Names of its prompts.
         loaded: Whether it is in memory now.
         changed: Whether its file is no longer the one that was loaded.
@@ -42,13 +43,14 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str
     n_bytes: int
     n_parameters: int
+    compute: str
     prompts: list[str]
     loaded: bool = False
     changed: bool = False
 
     @classmethod
     def of(cls, config: EngineConfig, jobs: Jobs, weights: Weights) -> "ModelInfo":
-        """Describe a model, given a checked config."""
+        """Describe a model, given a checked config whose `compute` is chosen."""
         header = weights.header
         return cls(
             name=config.model_name,
@@ -62,5 +64,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             quantization=header.quantization,
             n_bytes=header.n_bytes,
             n_parameters=sum(header.n_values.values()),
+            compute=config.compute,
             prompts=jobs.prompts.names,
         )

@@ -20,7 +20,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 from llama_cpp import llama_cpp as c_api
-from llama_cpp._ggml import libggml
 
 logger = logging.getLogger("embellama.llama_cpp")
 
@@ -41,6 +40,10 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     # Its warnings are logged for debugging only: they are about files, not about what a user of this library did.
     logger.debug("%s", line)
 
+
+# ggml's functions are found through llama.cpp's own library, and so in the copy of ggml that it computes with. A wheel
+# has copies in place of links, and `llama_cpp._ggml` loads another one, whose devices are not llama.cpp's.
+libggml = c_api._lib
 
 __all__ = ["c_api", "ggml", "last_error", "libggml"]
 

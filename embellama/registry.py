@@ -19,6 +19,7 @@ from embellama.backend import Backend
 from embellama.batch import Rows
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelError, ModelNotFound, Unavailable
+from embellama.gguf.compute import resolved
 from embellama.gguf.header import Header, files_of
 from embellama.gguf.loading import load_weights
 from embellama.info import ModelInfo
@@ -33,7 +34,7 @@ class LoadedModel:
     """A model in memory.
 
     Attributes:
-        config: Its settings, with `max_batch_tokens` filled in.
+        config: Its settings, with `compute` and `max_batch_tokens` filled in.
         jobs: Makes jobs for it.
         info: Its description.
         backend: Computes the rows of its jobs.
@@ -41,6 +42,7 @@ class LoadedModel:
 
     def __init__(self, config: EngineConfig):
         """Load the model of `config`, already checked, and start its threads."""
+        config = resolved(config)
         weights = load_weights(config)
         self.config = tuned(config, weights)
         self.jobs = Jobs(self.config, weights)

@@ -74,9 +74,8 @@ def _tuned(config: Config, weights: Weights, measured: Callable[[], list[Round]]
     header = weights.header
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
     parts = [(device.name, device.description) for device in devices()]
-    measurement = CachedMeasurement(
-        "batch-tokens", sizes, header.architecture, tensors, parts, config.n_threads_busy, config.n_gpu_layers
-    )
+    computing = (config.n_threads_busy, config.n_gpu_layers, config.compute)
+    measurement = CachedMeasurement("batch-tokens", sizes, header.architecture, tensors, parts, computing)
     known = measurement.read() or ""
     if known in {str(size) for size in SIZES}:
         return _told(config, int(known), "as measured before")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
+from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, kernels, model
 from embellama.batch import Batch, RowKind, Rows
 from embellama.gguf.weights import Weights
 from embellama.text.llama_tokenize import llama_tokenize
@@ -28,13 +28,21 @@ RERANKERS = [name for name in NAMES if ARCHITECTURES[name].reranker]
 
 Text = NDArray[np.int32]
 
+# llama.cpp's own code, and our kernels for each instruction set that this CPU has.
+COMPUTES = ["llama", *kernels.library().instruction_sets]
+
 # The least cosine of a token vector. llama.cpp rounds keys and values to float16 and takes GELU from a table in
 # float16; measured, that leaves 0.99997 in the worst of these models. Shuffling any one tensor leaves less than 0.9999.
 CLOSE = 0.9999
 
+# Our kernels for float32 round nothing but sums. Products of bfloat16 have 8 bits of each number: in random weights
+# that leaves 0.997 in the worst token of the worst model, in trained ones 0.9999 (tests/gguf/test_compute.py). What is
+# wrong is further off: 0.6 where a chain reads what it has overwritten.
+CLOSE_IN = {"llama": CLOSE, "avx2": 0.99999, "avx512": 0.99999, "avx512_bf16": 0.995, "amx": 0.995}
 
-def load(path: Path, **settings: Any) -> EmbeddingModel:
-    return EmbeddingModel(EngineConfig(model_path=str(path), n_threads=1, **settings))
+
+def load(path: Path, compute: str = "llama", **settings: Any) -> EmbeddingModel:
+    return EmbeddingModel(EngineConfig(model_path=str(path), n_threads=1, compute=compute, **settings))  # type: ignore[arg-type]
 
 
 def token_vectors(path: Path, batch: list[Text], **settings: Any) -> list[Rows]:
@@ -49,8 +57,9 @@ def split(loaded: EmbeddingModel, batch: list[Text]) -> list[Rows]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_token_vectors_are_those_of_the_definition(name: str, tiny: TinyModel) -> None:
-    assert worst_cosine(tiny(name)) >= CLOSE
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_token_vectors_are_those_of_the_definition(name: str, compute: str, tiny: TinyModel) -> None:
+    assert worst_cosine(tiny(name), compute) >= CLOSE_IN[compute]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,33 +77,36 @@ def test_the_documents_table_has_no_other_rows() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_of_a_batch_do_not_see_each_other(name: str, tiny: TinyModel) -> None:
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_texts_of_a_batch_do_not_see_each_other(name: str, compute: str, tiny: TinyModel) -> None:
     path = tiny(name)
     batch = texts(path, 40, 1, 17, 1, 64)
-    with load(path, pooling="none", max_batch_tokens=256) as loaded:
+    with load(path, compute, pooling="none", max_batch_tokens=256) as loaded:
         # Twice: the memory of decoders must not remember the first batch.
         for _ in range(2):
             for vectors, text in zip(split(loaded, batch), batch, strict=True):
-                assert cosines(vectors, forward(path, text)).min() >= CLOSE, f"{len(text)} tokens"
+                assert cosines(vectors, forward(path, text)).min() >= CLOSE_IN[compute], f"{len(text)} tokens"
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)
-def test_embeddings_are_those_of_the_definition(name: str, tiny: TinyModel) -> None:
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_embeddings_are_those_of_the_definition(name: str, compute: str, tiny: TinyModel) -> None:
     path = tiny(name)
     batch = texts(path, 40, 1, 17, 64)
-    with load(path, normalization="none", max_batch_tokens=256) as loaded:
+    with load(path, compute, normalization="none", max_batch_tokens=256) as loaded:
         for row, text in zip(loaded.encode(Batch.join(batch)), batch, strict=True):
-            assert cosines(row, pooled(path, text)) >= CLOSE, f"{len(text)} tokens"
+            assert cosines(row, pooled(path, text)) >= CLOSE_IN[compute], f"{len(text)} tokens"
             assert np.linalg.norm(row) == pytest.approx(float(np.linalg.norm(pooled(path, text))), rel=0.01)
 
 
 @pytest.mark.parametrize("name", RERANKERS)
-def test_scores_are_those_of_the_definition(name: str, tiny: TinyModel) -> None:
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_scores_are_those_of_the_definition(name: str, compute: str, tiny: TinyModel) -> None:
     path = tiny(name)
     batch = texts(path, 40, 1, 17, 64)
-    with load(path, max_batch_tokens=256) as loaded:
+    with load(path, compute, max_batch_tokens=256) as loaded:
         for row, text in zip(loaded.encode(Batch.join(batch)), batch, strict=True):
-            assert row == pytest.approx(score(path, text), abs=0.005), f"{len(text)} tokens"
+            assert row == pytest.approx(score(path, text), abs=1 - CLOSE_IN[compute] + 0.005), f"{len(text)} tokens"
 
 
 @pytest.mark.parametrize("name", ["bert-mean", "gemma-embedding-dense", "qwen3"])
@@ -118,17 +130,18 @@ def test_pooling_may_be_overridden(name: str, pooling: str, tiny: TinyModel) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("compute", COMPUTES)
 def test_a_context_grows_for_a_long_text_and_still_gives_the_definition(
-    name: str, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+    name: str, compute: str, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny(name)
     short, long = texts(path, 9, ARCHITECTURES[name].n_ctx)
     monkeypatch.setattr(model, "FIRST_CONTEXT", 16)
     monkeypatch.setattr(model, "CAUSAL_UBATCH", 16)  # so that causal models read the long text in pieces
-    with load(path, pooling="none", max_batch_tokens=16, max_batch_size=4) as loaded:
+    with load(path, compute, pooling="none", max_batch_tokens=16, max_batch_size=4) as loaded:
         for text in (short, long, short, long):
             [vectors] = split(loaded, [text])
-            assert cosines(vectors, forward(path, text)).min() >= CLOSE, f"{len(text)} tokens"
+            assert cosines(vectors, forward(path, text)).min() >= CLOSE_IN[compute], f"{len(text)} tokens"
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)
@@ -210,13 +223,15 @@ def test_files_are_small_and_always_the_same(name: str, tiny: TinyModel, tmp_pat
     assert path.read_bytes() == ARCHITECTURES[name].write(tmp_path / "again.gguf").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def engine(tiny: TinyModel) -> Iterator[EmbeddingEngine]:
+@pytest.fixture(scope="module", params=COMPUTES)
+def engine(tiny: TinyModel, request: pytest.FixtureRequest) -> Iterator[EmbeddingEngine]:
     """An engine of every embedding architecture, each with small batches on two threads."""
     with EmbeddingEngine() as engine:
         for name in EMBEDDERS:
             config = EngineConfig(model_path=str(tiny(name)), model_name=name, num_workers=2, n_threads=1)
-            engine.load_model(msgspec.structs.replace(config, max_batch_tokens=64, max_batch_size=8))
+            engine.load_model(
+                msgspec.structs.replace(config, max_batch_tokens=64, max_batch_size=8, compute=request.param)
+            )
         yield engine
 
 
@@ -251,11 +266,12 @@ def texts(path: Path, *lengths: int) -> list[Text]:
 
 
 @cache
-def worst_cosine(path: Path) -> float:
+def worst_cosine(path: Path, compute: str = "llama") -> float:
     """Return the least cosine of a token vector to the definition, over texts of 1 token to the model's most."""
     n_ctx = int(Model(path).number("context_length"))
     found = [
-        cosines(token_vectors(path, [text])[0], forward(path, text)).min() for text in texts(path, 1, 5, 40, n_ctx)
+        cosines(token_vectors(path, [text], compute=compute)[0], forward(path, text)).min()
+        for text in texts(path, 1, 5, 40, n_ctx)
     ]
     return float(min(found))
 

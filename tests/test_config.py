@@ -123,7 +123,13 @@ def test_the_issue_names_of_flags_exist() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_has_a_working_variable(field: str) -> None:
     value = {"model_path": "x.gguf", "model_name": "x", "host": "::1", "normalization": "l1", "log_level": "error"}
-    value |= {"pooling": "cls", "int8_limit": "0.5", "prompts_file": "p.toml", "worker_timeout_ms": "500"}
+    value |= {
+        "pooling": "cls",
+        "compute": "llama",
+        "int8_limit": "0.5",
+        "prompts_file": "p.toml",
+        "worker_timeout_ms": "500",
+    }
     value |= {"log_format": "json", "access_log": "true"}
     variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
     found = shown(**variables)[field]
@@ -137,7 +143,9 @@ def test_zero_is_written_auto_where_it_leaves_the_choice_to_us() -> None:
     assert EngineConfig(model_path="m", n_threads="auto").checked().n_threads == 0  # type: ignore[arg-type]
     help = " ".join(CliRunner().invoke(show, ["--help"]).output.split())
     assert "--max-batch-tokens AUTO|INTEGER" in help
-    assert help.count("default: auto") == list(defaults(ServerConfig).values()).count("auto") == 5  # pooling is one
+    assert (
+        help.count("default: auto") == list(defaults(ServerConfig).values()).count("auto") == 6
+    )  # pooling and compute are two
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,8 @@ def _compared(
                 processes[row.path] = process = stack.enter_context(
                     IsolatedProcess(Candidate, row.path, max_batch_tokens)
                 )
-                vectors[row.path], n_tokens = process.call(Candidate.vectors)
-                row = msgspec.structs.replace(row, max_batch_tokens=n_tokens)
+                vectors[row.path], config = process.call(Candidate.vectors)
+                row = msgspec.structs.replace(row, max_batch_tokens=config.max_batch_tokens, compute=config.compute)
             except (EmbellamaError, OSError) as error:
                 row = msgspec.structs.replace(row, failed=_reason(error))
         loaded.append(row)

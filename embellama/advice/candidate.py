@@ -72,10 +72,10 @@ class Candidate:
         self._path, self._max_batch_tokens = path, max_batch_tokens
         self._models: dict[tuple[int, int], LoadedModel] = {}
 
-    def vectors(self) -> tuple[Rows, int]:
-        """Return the vectors of `TEXTS`, ``(n_texts, dim) float32``, and how many tokens it computes together."""
+    def vectors(self) -> tuple[Rows, EngineConfig]:
+        """Return the vectors of `TEXTS`, ``(n_texts, dim) float32``, and the settings that were measured for it."""
         model = self._model(0, 0)
-        return _submit(model, model.jobs.encode(TEXTS)).result(), model.config.max_batch_tokens
+        return _submit(model, model.jobs.encode(TEXTS)).result(), model.config
 
     def speed(self, seconds: float, num_workers: int = 0, n_threads: int = 0) -> tuple[float, float]:
         """Measure for about so long; return texts/s of all workers together, and milliseconds of one text alone."""

@@ -12,6 +12,7 @@ import msgspec
 from embellama.advice.formats import faster_format
 from embellama.config import EngineConfig
 from embellama.errors import ModelLoadError
+from embellama.gguf.compute import choose
 from embellama.gguf.header import Header
 from embellama.gguf.weights import Weights, has_head, is_chat_model, pooling_of
 from embellama.info import ModelInfo
@@ -35,6 +36,7 @@ class Inspection(msgspec.Struct, frozen=True):
         after: Tokens it puts after each.
         warnings: Reasons why its vectors may not be those its authors meant, or why it cannot be loaded.
         faster: Another of its formats that was measured to be faster on this machine; "" if none is known.
+        compute_reason: Why its layers are computed as `info.compute` says.
     """
 
     info: ModelInfo
@@ -44,6 +46,7 @@ class Inspection(msgspec.Struct, frozen=True):
     after: list[str]
     warnings: list[str]
     faster: str
+    compute_reason: str
 
 
 def inspect(config: EngineConfig) -> Inspection:
@@ -61,6 +64,8 @@ def inspect(config: EngineConfig) -> Inspection:
     except ModelLoadError as error:
         refusal = error.reason
         config = msgspec.structs.replace(config, pooling="none")
+    choice = choose(config)
+    config = msgspec.structs.replace(config, compute=choice.compute)
     weights = Weights(config, vocab_only=True)
     jobs = Jobs(config, weights)
     tokenizer = jobs.tokenizer
@@ -79,6 +84,7 @@ def inspect(config: EngineConfig) -> Inspection:
         after=after,
         warnings=warnings,
         faster=faster_format(config, header),
+        compute_reason=choice.reason,
     )
 
 

@@ -30,6 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         worst_cosine: Least cosine of a text's vector to the most precise file's.
         mean_cosine: Mean cosine.
         max_batch_tokens: Most tokens to compute together, as measured for it.
+        compute: What computes its layers, likewise: ``llama``, or the instruction set of our kernels.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     worst_cosine: float = 0
     mean_cosine: float = 0
     max_batch_tokens: int = 0
+    compute: str = ""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,14 +80,14 @@ class Report(msgspec.Struct, frozen=True):
 def table(report: Report) -> str:
     """Write a report as text, for people."""
     lines = [f"{report.cpu}, {report.n_cores} cores; cosines to {report.reference}, over {report.n_texts} texts", ""]
-    cells = [["format", "MB", "texts/s", "p50 ms", "worst cosine", "mean cosine", "batch tokens"]]
+    cells = [["format", "MB", "texts/s", "p50 ms", "worst cosine", "mean cosine", "batch tokens", "computed with"]]
     for row in report.rows:
         if row.failed:
             cells.append([row.name])
             continue
         cosines = [f"{row.worst_cosine:.6f}", f"{row.mean_cosine:.6f}"]
         speed = [f"{row.n_bytes / 1e6:.1f}", f"{row.texts_per_s:.0f}", f"{row.p50_ms:.1f}"]
-        cells.append([row.name, *speed, *cosines, str(row.max_batch_tokens)])
+        cells.append([row.name, *speed, *cosines, str(row.max_batch_tokens), row.compute])
     written = _columns(cells)
     lines += [
         written[0],

@@ -6,6 +6,7 @@ file ── Header ──► Weights ──► Tokenizer (vocabulary)
 Read-only once loaded, so any thread may use it; llama.cpp maps the file, so processes share it too.
 """
 
+import contextlib
 import os
 import threading
 import weakref
@@ -15,6 +16,7 @@ from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.header import Header
 from embellama.gguf.soundness import check_header, check_vocabulary
+from embellama.kernels import library
 from embellama.llama import c_api, last_error
 from embellama.machine.devices import GPU_BUILD, gpu_build
 from embellama.pooling import Pooling
@@ -37,15 +39,27 @@ class Weights:
         n_ctx_train: Most tokens the model was trained to read at once.
         encoder: Whether the model is the encoder of an encoder-decoder (T5).
         causal: Whether each token attends only to those before it, as the file says; the files of encoders may not say.
+        compute: What computes with them: ``llama``, or the instruction set of our kernels.
     """
 
-    def __init__(self, config: EngineConfig, *, vocab_only: bool = False, repack: bool = False):
-        """Load `config.model_path`. To compute with it, use `load_weights`, which knows whether to `repack`.
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        vocab_only: bool = False,
+        repack: bool = False,
+        kernels: str = "",
+        memory: int | None = None,
+    ):
+        """Load `config.model_path`. To compute with it, use `load_weights`, which knows `repack` and `kernels`.
 
         Args:
             vocab_only: Load just what a `Tokenizer` needs.
             repack: Let llama.cpp lay weights out anew for this CPU: faster, but it ends the process where AMX is
                 broken (`embellama.gguf.amx`). Otherwise they stay as they are in the file.
+            kernels: Instruction set of our kernels, which pack the weights for themselves; by default llama.cpp's own
+                code computes.
+            memory: File descriptor of `SharedWeights`, where what is packed is shared with other processes.
 
         Raises:
             ConfigError: Layers are wanted on a GPU that this llama.cpp was not built for.
@@ -70,7 +84,13 @@ class Weights:
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
         params.use_extra_bufts = repack
-        with _loading:
+        self.compute = kernels or "llama"
+        ours = (
+            library().loading(params, kernels, set(self.header.files.values()), memory)
+            if kernels
+            else contextlib.nullcontext()
+        )
+        with _loading, ours:
             last_error()
             model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)
             if not model:

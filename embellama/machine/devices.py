@@ -1,6 +1,6 @@
-"""List the devices that this build of llama.cpp can compute on.
+"""List the devices that models can be computed on here: those of llama.cpp, and our kernels on the CPU.
 
-ggml's list ──► devices() ──► `embellama devices`
+ggml's list, kernels.library() ──► devices() ──► `embellama devices`
 """
 
 import ctypes
@@ -8,9 +8,12 @@ from typing import Literal
 
 import msgspec
 
+from embellama.kernels import KernelsUnusable, library
 from embellama.llama import c_api, ggml
 
-_KINDS: list[Literal["cpu", "gpu", "igpu", "accelerator"]] = ["cpu", "gpu", "igpu", "accelerator"]
+Kind = Literal["cpu", "gpu", "igpu", "accelerator", "kernels"]
+
+_KINDS: list[Kind] = ["cpu", "gpu", "igpu", "accelerator"]
 
 # For the error of a CPU build that is asked for a GPU, and for `embellama devices`.
 GPU_BUILD = (
@@ -20,26 +23,33 @@ GPU_BUILD = (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One device that llama.cpp can compute on.
+    """One device that models can be computed on.
 
     Attributes:
-        name: llama.cpp's name for it: ``CPU``, ``CUDA0``, …
+        name: llama.cpp's name for it: ``CPU``, ``CUDA0``, …; or the instruction set of kernels.
         description: The device's own name, such as the CPU's model.
-        kind: ``cpu``, ``gpu``, ``igpu`` (shares the CPU's memory) or ``accelerator``.
+        kind: ``cpu``, ``gpu``, ``igpu`` (shares the CPU's memory), ``accelerator`` or ``kernels`` (ours, on the CPU).
         free_bytes: Memory that is free now.
         total_bytes: Memory it has.
     """
 
     name: str
     description: str
-    kind: Literal["cpu", "gpu", "igpu", "accelerator"]
+    kind: Kind
     free_bytes: int
     total_bytes: int
 
 
 def devices() -> list[Device]:
-    """List the devices that llama.cpp can compute on; the CPU is among them."""
-    return [_device(i) for i in range(ggml("ggml_backend_dev_count", ctypes.c_size_t))]
+    """List llama.cpp's devices, the CPU among them, and our kernels, those for the fastest instruction set first."""
+    found = [_device(i) for i in range(ggml("ggml_backend_dev_count", ctypes.c_size_t))]
+    try:
+        instruction_sets = library().instruction_sets
+    except KernelsUnusable:
+        return found
+    [cpu] = [device for device in found if device.kind == "cpu"]
+    described = msgspec.structs.replace(cpu, description="our kernels on the CPU", kind="kernels")
+    return [*found, *(msgspec.structs.replace(described, name=name) for name in instruction_sets)]
 
 
 def gpu_build() -> bool:

@@ -3,7 +3,8 @@
 amx, tuning ──► CachedMeasurement.read, .write ──► the user's cache folder: on Linux ~/.cache/embellama/KIND-KEY, or
                                                    $XDG_CACHE_HOME/embellama/KIND-KEY
 
-A measurement holds for one build of llama.cpp on one kind of CPU, and for whatever else its key says.
+A measurement holds for one build of llama.cpp and of our kernels, for one kind of CPU, and for whatever else its key
+says.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import logging
 import os
 from pathlib import Path
 
+from embellama import kernels
 from embellama.llama import c_api
 
 logger = logging.getLogger("embellama.machine.measurements")
@@ -28,7 +30,8 @@ class CachedMeasurement:
     def __init__(self, kind: str, *key: object):
         """Name a measurement of some `kind` that holds for `key`, whose parts are told apart by their `repr`."""
         library = Path(str(c_api._lib._name))
-        builds = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in library.parent.iterdir())
+        files = [*library.parent.iterdir(), *filter(Path.exists, [kernels.PATH])]
+        builds = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         known = repr((builds, c_api.llama_print_system_info(), *key))
         cache = _cache_folder()
         self.path = cache and cache / f"{kind}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"

@@ -30,6 +30,7 @@ from embellama.advice.formats import faster_format
 from embellama.backend import Backend
 from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError, ModelLoadError
+from embellama.gguf.compute import resolved
 from embellama.gguf.header import Header
 from embellama.gguf.weights import Weights
 from embellama.info import ModelInfo
@@ -146,7 +147,7 @@ def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
     if weights.pooling == "none":
         raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
     config = msgspec.structs.replace(config, pooling=weights.pooling)
-    config = tuned_apart(config, weights)
+    config = tuned_apart(resolved(config), weights)
     jobs = Jobs(config, weights)
     info = ModelInfo.of(config, jobs, weights)
     if faster := faster_format(config, weights.header):
@@ -169,7 +170,7 @@ def _described(model: ServedModel) -> str:
     aliases = f" (also {', '.join(config.aliases)})" if config.aliases else ""
     return (
         f"{info.name!r}{aliases}: {info.architecture}, {info.quantization}, {info.dim} dimensions, up to {info.n_ctx} "
-        f"tokens, pooling {info.pooling}, {config.num_workers} workers, from {info.path}"
+        f"tokens, pooling {info.pooling}, {config.num_workers} workers computing with {info.compute}, from {info.path}"
     )
 
 

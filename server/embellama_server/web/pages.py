@@ -37,6 +37,7 @@ class ModelDescription(TypedDict):
     pooling: str
     normalization: str
     quantization: str
+    compute: str
     bytes: int
     prompts: list[str]
     max_batch_tokens: int
@@ -212,6 +213,7 @@ def _description(model: ServedModel) -> ModelDescription:
         "pooling": info.pooling,
         "normalization": info.normalization,
         "quantization": info.quantization,
+        "compute": info.compute,
         "bytes": info.n_bytes,
         "prompts": info.prompts,
         "max_batch_tokens": config.max_batch_tokens,

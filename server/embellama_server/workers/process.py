@@ -15,6 +15,7 @@ from typing import Protocol
 import psutil
 
 from embellama.batch import Batch, Tokens
+from embellama.kernels import SharedWeights
 from embellama.machine import signals
 from embellama_server.config import ServerConfig
 from embellama_server.workers import worker
@@ -66,6 +67,7 @@ class WorkerProcess:
         self,
         config: ServerConfig,
         canary: Tokens,
+        shared: SharedWeights,
         number: int,
         on_reply: Callable[[WorkerReply], None],
         on_close: Callable[[], None],
@@ -74,7 +76,7 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self._channel = Channel(context)
         self._process = context.Process(
-            target=worker.run, args=(config, canary, *self._channel.worker_end), name=f"worker-{number}"
+            target=worker.run, args=(config, canary, shared.path, *self._channel.worker_end), name=f"worker-{number}"
         )
         # Not in a thread: it takes a few ms, and nothing can come between it and the next lines.
         with signals.blocked():

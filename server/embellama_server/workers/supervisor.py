@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from embellama.backend import WorkerState
 from embellama.batch import Batch, Rows, Tokens
 from embellama.errors import ModelLoadError
+from embellama.kernels import SharedWeights
 from embellama_server.config import ServerConfig
 from embellama_server.workers.canary import Canary
 from embellama_server.workers.channel import CANARY, STARTED, WorkerReply
@@ -76,7 +77,7 @@ class Supervisor:
     def __init__(self, config: ServerConfig, canary: Tokens, listener: Listener, launch: Launch | None = None):
         """Prepare for a checked `config`; `canary` is what all workers must embed alike; `launch` starts a worker."""
         self._config = config
-        self._launch = launch or functools.partial(WorkerProcess, config, canary)
+        self._launch = launch or functools.partial(WorkerProcess, config, canary, SharedWeights())
         self._canary = Canary(canary, scores=config.pooling == "rank")
         self._listener = listener
         self._workers: dict[int, WorkerRecord] = {}

@@ -9,11 +9,13 @@ process of the group, so a worker ignores them; if the main process is killed, a
 worker.
 """
 
+import contextlib
 import importlib
 import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from embellama.batch import Batch, Tokens
@@ -30,19 +32,25 @@ NICENESS = 5
 HOOK = "EMBELLAMA_TEST_WORKER_HOOK"
 
 
-def run(config: ServerConfig, canary: Tokens, reader: Connection, writer: Connection) -> None:
-    """Load the model, answer with the canary's row, then answer batches until told to stop."""
+def run(config: ServerConfig, canary: Tokens, shared: str, reader: Connection, writer: Connection) -> None:
+    """Load the model, answer with the canary's row, then answer batches until told to stop.
+
+    Args:
+        shared: Path of the `SharedWeights` of this model's workers; "" if there are none.
+    """
     os.nice(NICENESS)
     signals.ignore()
     threading.Thread(target=_exit_with_front, name="front-watch", daemon=True).start()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # When ggml aborts it looks for a debugger and forks it for a backtrace, which can hang the dying process.
     os.environ["GGML_NO_BACKTRACE"] = "1"
+    from embellama.gguf.loading import load_weights
     from embellama.model import EmbeddingModel  # llama.cpp reads the environment when it loads
 
     replies = ReplyWriter(writer)
     try:
-        model = EmbeddingModel(config)
+        with _opened(shared) as memory:
+            model = EmbeddingModel(config, load_weights(config, memory))
         if hook := os.environ.get(HOOK):
             module, _, function = hook.partition(":")
             getattr(importlib.import_module(module), function)(model)
@@ -61,6 +69,20 @@ def run(config: ServerConfig, canary: Tokens, reader: Connection, writer: Connec
         else:
             replies.send_rows(task.id, rows)
     model.close()
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    """Open the file at `path`; None stands for one that cannot be opened."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except OSError:
+        yield None
+        return
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _exit_with_front() -> None:

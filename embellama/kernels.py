@@ -1,0 +1,172 @@
+"""Load our kernels (`native/`) into llama.cpp, where they were built and fit it.
+
+libembellama_compute.so ── library() ──► Library ──► params of a model's load: a device, and a layout of its weights
+
+llama.cpp stays as it is: it gives a model's graphs to the device it was loaded with, and the device gives back what it
+has no kernels for. Nothing is registered, so models loaded without it are computed by ggml alone.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from embellama.llama import ggml, libggml
+
+logger = logging.getLogger("embellama.kernels")
+
+PATH = Path(__file__).with_name("libembellama_compute.so")
+
+# The weights that are packed: matrices of layers that are multiplied, and never read otherwise.
+LAYERS = r"^(enc\.)?blk\.[0-9]+\.(attn_(q|k|v|qkv|output)|ffn_(up|down|gate))\.weight$"
+
+# A function of each library of ggml's that ours calls.
+_LIBRARIES = ("ggml_version", "ggml_backend_dev_count", "ggml_backend_cpu_set_n_threads")
+
+
+class KernelsUnusable(Exception):
+    """Our kernels cannot be used here; the message says why."""
+
+
+class Counts(ctypes.Structure):
+    """How many operations our kernels have computed in this process, by kind, and how many they gave back to ggml."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("products", "attentions", "norms", "gates", "given_back")]
+
+
+class _Override(ctypes.Structure):
+    """llama.cpp's llama_model_tensor_buft_override: which weights lie in which type of memory."""
+
+    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]
+
+
+class Library:
+    """The loaded library.
+
+    Attributes:
+        instruction_sets: Those that this CPU can compute with, fastest first.
+    """
+
+    def __init__(self, path: Path):
+        """Load the library at `path`, and check that it fits the ggml that is loaded.
+
+        Raises:
+            KernelsUnusable: It was not built, cannot be loaded, is for another ggml, or has nothing for this CPU.
+        """
+        if not path.exists():
+            raise KernelsUnusable("they were not built (scripts/setup builds them)")
+        if sys.platform != "linux":
+            raise KernelsUnusable(f"there are none for {sys.platform}")
+        for function in _LIBRARIES:
+            # Its symbols are ggml's, and must be found in the copy that llama.cpp uses.
+            ctypes.CDLL(_library_of(function), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise KernelsUnusable(f"they cannot be loaded: {error}") from None
+        built_for = self._call("ggml_version", ctypes.c_char_p).decode()
+        loaded = ggml("ggml_version", ctypes.c_char_p).decode()
+        if built_for != loaded:
+            raise KernelsUnusable(f"they were built for ggml {built_for}, and {loaded} is loaded (run scripts/setup)")
+        self.instruction_sets: list[str] = self._call("instruction_sets", ctypes.c_char_p).decode().split()
+        if not self.instruction_sets:
+            raise KernelsUnusable("there are none for this CPU")
+
+    def counts(self) -> Counts:
+        """Count the operations computed since the process began."""
+        counts = Counts()
+        self._call("count", None, ctypes.byref(counts))
+        return counts
+
+    @contextlib.contextmanager
+    def loading(self, params: Any, instruction_set: str, files: Iterable[str], memory: int | None) -> Iterator[None]:
+        """Have a model loaded inside this context, with `params` (llama_model_params), computed by our kernels.
+
+        Args:
+            files: The files that the model is loaded from.
+            memory: File descriptor of `SharedWeights`; None keeps the packed weights to this process.
+        """
+        name = instruction_set.encode()
+        device = self._call("device", ctypes.c_void_p, name)
+        devices = (ctypes.c_void_p * 2)(device, None)
+        weights = self._call("weights", ctypes.c_void_p, name)
+        overrides = (_Override * 2)(_Override(LAYERS.encode(), weights), _Override(None, None))
+        params.devices = ctypes.addressof(devices)
+        params.tensor_buft_overrides = ctypes.addressof(overrides)
+        if memory is None:
+            yield
+            return
+        self._call("share", None, memory, ctypes.c_uint64(_key_of(files)))
+        try:
+            yield
+        finally:
+            self._call("share", None, -1, ctypes.c_uint64(0))
+
+    def _call(self, function: str, result: Any, *arguments: Any) -> Any:
+        call = self._library[f"embellama_compute_{function}"]
+        call.restype = result
+        return call(*arguments)
+
+
+@functools.cache
+def _loaded() -> Library | KernelsUnusable:
+    try:
+        return Library(PATH)
+    except KernelsUnusable as error:
+        logger.info("llama.cpp computes without our kernels: %s", error)
+        return error
+
+
+def library() -> Library:
+    """Return the library, loaded when first asked for; raise `KernelsUnusable` where it cannot be used."""
+    found = _loaded()
+    if isinstance(found, KernelsUnusable):
+        raise found
+    return found
+
+
+class SharedWeights:
+    """Memory of this process in which worker processes share the weights that our kernels pack.
+
+    The first worker fills it, and one that is killed meanwhile leaves that to the next. It is freed with this object
+    and the last worker that uses it, however they end.
+
+    Attributes:
+        path: Where processes of the same user open it; "" where there is no such memory.
+    """
+
+    def __init__(self) -> None:
+        self.path = ""
+        with contextlib.suppress(AttributeError, OSError):  # Linux has it
+            memory = os.memfd_create("embellama-weights")
+            self.path = f"/proc/{os.getpid()}/fd/{memory}"
+            weakref.finalize(self, os.close, memory)
+
+
+def _key_of(files: Iterable[str]) -> int:
+    """Return a number that differs whenever a file was changed or replaced."""
+    stats = [os.stat(file) for file in sorted(files)]
+    facts = [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8])
+
+
+class _Symbol(ctypes.Structure):
+    """Dl_info of dlfcn.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("file", "base", "name", "address")]
+
+
+def _library_of(function: str) -> str:
+    """Return the path of the loaded library that a function of ggml's lies in."""
+    symbol = _Symbol()
+    address = ctypes.cast(libggml[function], ctypes.c_void_p)
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
+        raise KernelsUnusable(f"{function} is in no library")
+    return os.fsdecode(ctypes.string_at(symbol.file))

@@ -1,0 +1,210 @@
+"""Our kernels compute a model where a trial finds them faster and right, and nothing else changes where they don't."""
+
+import gc
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from embellama import ConfigError, EmbeddingEngine, EmbeddingModel, EngineConfig, kernels
+from embellama.batch import Batch
+from embellama.gguf import compute
+from embellama.gguf.compute import Choice, choose
+from tests.conftest import Reference, TinyModel
+
+FASTER = """print('{"compute": "avx2", "reason": "2 times as fast"}')"""
+WRONG = """print('{"compute": "llama", "reason": "in a trial avx2 gave other vectors"}')"""
+DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+FAILS = "raise ValueError('a tensor is missing')"
+HANGS = "import time; time.sleep(60)"
+
+INSTRUCTION_SETS = kernels.library().instruction_sets
+
+TEXTS = ["red green blue one two three", "a", "red z " * 12]
+
+SetTrial = Callable[[str], Path]
+
+
+@pytest.fixture
+def set_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetTrial:
+    """Put a program in the trial's place, for models of any size, and return the file of its runs."""
+    monkeypatch.setattr(compute, "TRIAL", "trial_of_a_test")
+    monkeypatch.setattr(compute, "MIN_BYTES", 0)
+    monkeypatch.setattr(compute, "TRIAL_S", 5.0)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runs = tmp_path / "runs"
+    runs.touch()
+
+    def set_to(program: str) -> Path:
+        (tmp_path / "trial_of_a_test.py").write_text(f"open({str(runs)!r}, 'a').write('x')\n{program}\n")
+        return runs
+
+    return set_to
+
+
+def config(path: str | Path, **settings: object) -> EngineConfig:
+    return EngineConfig(model_path=str(path), **settings)  # type: ignore[arg-type]
+
+
+def test_a_cpu_with_avx2_has_kernels() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert platform.machine() != "x86_64" or "avx2" not in flags or "avx2" in INSTRUCTION_SETS
+
+
+def test_the_trial_finds_the_default_model_right_or_says_what_it_found(model_path: str) -> None:
+    choice, kept = compute._try(model_path)
+    assert kept
+    assert choice.compute in {"llama", *INSTRUCTION_SETS}
+    assert ("times as fast as llama.cpp, cosine " in choice.reason) == (choice.compute != "llama")
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_vectors_are_those_of_sentence_transformers(
+    instruction_set: str, model_path: str, reference: Reference
+) -> None:
+    with EmbeddingModel(config(model_path, compute=instruction_set)) as model:
+        rows = model.embed_batch(reference.texts)
+    assert np.sum(rows * reference.vectors, axis=1).min() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("program", "chosen", "told"),
+    [
+        (FASTER, "avx2", "2 times as fast"),
+        (WRONG, "llama", "other vectors"),
+        (DIES, "llama", "ended by signal 4 (SIGILL)"),
+    ],
+)
+def test_a_model_is_tried_once_and_what_was_found_is_said(
+    program: str, chosen: str, told: str, set_trial: SetTrial, tiny_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = set_trial(program)
+    caplog.set_level(logging.INFO, "embellama.gguf.compute")
+    assert [choose(config(tiny_path)).compute for _ in range(3)] == [chosen] * 3
+    assert runs.read_text() == "x"
+    [line] = [record for record in caplog.records if told in record.message]
+    assert (line.levelname == "WARNING") == (chosen == "llama")
+
+
+@pytest.mark.parametrize(("program", "told"), [(FAILS, "a tensor is missing"), (HANGS, "did not end")])
+def test_a_trial_that_tells_nothing_is_made_again(program: str, told: str, set_trial: SetTrial, tiny_path: str) -> None:
+    runs = set_trial(program)
+    assert choose(config(tiny_path)).compute == "llama"
+    assert told in choose(config(tiny_path)).reason
+    assert runs.read_text() == "xx"
+
+
+def test_models_that_gain_nothing_are_not_tried(
+    set_trial: SetTrial, tiny_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = set_trial(FASTER)
+    monkeypatch.setattr(compute, "MIN_BYTES", 4_000_000)
+    assert choose(config(tiny_path)) == Choice("llama", "the model is too small to gain from kernels")
+    assert choose(config(tiny_path, compute="llama")) == Choice("llama", "as set")
+    assert not runs.read_text()
+
+
+def test_what_cannot_be_computed_so_is_refused_by_name(tiny: TinyModel, tiny_path: str) -> None:
+    other = next(name for name in ("amx", "avx512", "avx512_bf16", "avx2") if name not in INSTRUCTION_SETS)
+    with pytest.raises(ConfigError, match=f"compute is '{other}'; on this CPU it can be llama, "):
+        choose(config(tiny_path, compute=other))
+    with pytest.raises(ConfigError, match="compute is 'sse': it must be one of amx, auto, avx2"):
+        config(tiny_path, compute="sse").checked()
+
+
+def test_without_a_library_all_works_and_one_line_says_why(
+    tiny_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "embellama.kernels")
+    monkeypatch.setattr(kernels, "PATH", tmp_path / "missing.so")
+    kernels._loaded.cache_clear()
+    try:
+        for _ in range(2):
+            assert choose(config(tiny_path)).compute == "llama"
+        with pytest.raises(ConfigError, match="compute is 'avx2', but our kernels cannot be used: they were not built"):
+            choose(config(tiny_path, compute="avx2"))
+    finally:
+        kernels._loaded.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "llama.cpp computes without our kernels: they were not built (scripts/setup builds them)"
+    ]
+
+
+def test_a_library_for_another_ggml_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ggml", lambda *_: b"0.0.1")
+    with pytest.raises(kernels.KernelsUnusable, match=r"built for ggml .*, and 0\.0\.1 is loaded"):
+        kernels.Library(kernels.PATH)
+
+
+def test_a_file_that_is_no_library_is_not_used(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"\x7fELF and then nothing")
+    with pytest.raises(kernels.KernelsUnusable, match="cannot be loaded"):
+        kernels.Library(broken)
+
+
+def test_kernels_compute_only_models_that_were_loaded_with_them(tiny: TinyModel) -> None:
+    path = tiny("bert-mean")
+    counts = kernels.library().counts
+    with (
+        EmbeddingModel(config(path, compute=INSTRUCTION_SETS[0])) as ours,
+        EmbeddingModel(config(path, compute="llama")) as plain,
+    ):
+        before = counts()
+        plain.embed("red green blue")
+        assert bytes(counts()) == bytes(before)
+        ours.embed("red green blue")
+        after = counts()
+    # In each of its two layers.
+    assert after.products - before.products == 12
+    assert after.attentions - before.attentions == 2
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_models_come_and_go_and_weights_are_never_mistaken(instruction_set: str, tiny: TinyModel) -> None:
+    """Memory that is given back is taken again by the next model, at the same addresses."""
+    paths = [tiny(name) for name in ("bert-mean", "nomic-bert", "bert-cls")]
+    settings = {"compute": instruction_set, "max_batch_tokens": 64}
+    expected = []
+    for path in paths:
+        with EmbeddingModel(config(path, **settings)) as model:
+            expected.append(model.embed_batch(TEXTS))
+    for _ in range(5):
+        models = [EmbeddingModel(config(path, **settings)) for path in paths]
+        for model, rows in zip(models, expected, strict=True):
+            np.testing.assert_array_equal(model.embed_batch(TEXTS), rows)
+            model.close()
+
+
+def test_fifty_engines_leave_no_memory_threads_or_files(tiny: TinyModel) -> None:
+    process, path = psutil.Process(), tiny("bert-mean")
+
+    def run() -> None:
+        settings = {"compute": INSTRUCTION_SETS[0], "max_batch_tokens": 64, "num_workers": 1, "n_threads": 2}
+        with EmbeddingEngine(config(path, **settings)) as engine:
+            engine.embed(None, "red green blue")
+
+    for _ in range(5):
+        run()
+    gc.collect()
+    n_bytes, n_threads, n_files = process.memory_info().rss, threading.active_count(), process.num_fds()
+    for _ in range(50):
+        run()
+    gc.collect()
+    assert process.memory_info().rss - n_bytes < 8_000_000
+    assert (threading.active_count(), process.num_fds()) == (n_threads, n_files)
+
+
+def test_several_threads_give_the_same_rows_as_one(tiny: TinyModel) -> None:
+    with EmbeddingModel(config(tiny("qwen3"), compute=INSTRUCTION_SETS[0], max_batch_tokens=128)) as model:
+        batch = Batch.join(model.tokenizer.encode(TEXTS).tokens)
+        one = model.encode(batch, 1)
+        for n_threads in (2, 3, 8, 2, 1):
+            np.testing.assert_array_equal(model.encode(batch, n_threads), one)
