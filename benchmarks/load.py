@@ -5,6 +5,7 @@ Plain HTTP/1.1 over asyncio streams, bodies prepared before the clock starts, an
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -26,25 +27,27 @@ class Load(msgspec.Struct):
     failed: int
 
 
-def run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float) -> Load:
-    """Send `requests` (each a list of texts) round and round from `n_clients`, each waiting for its answer."""
+def run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None) -> Load:
+    """Send `requests` (each a list of texts) from `n_clients`, each waiting for its answer: round and round for so many
+    seconds, or with None each of them once."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(url, model, requests, n_clients, seconds))
 
 
-async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float) -> Load:
+async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None) -> Load:
     parts = urlsplit(url)
     assert parts.hostname
-    prepared = itertools.cycle([(len(texts), request(parts.netloc, model, texts)) for texts in requests])
+    sent = [(len(texts), request(parts.netloc, model, texts)) for texts in requests]
+    prepared = iter(sent) if seconds is None else itertools.cycle(sent)
     latencies: list[float] = []
     n_texts = failed = 0
-    end = time.perf_counter() + seconds
+    end = math.inf if seconds is None else time.perf_counter() + seconds
 
     async def client() -> None:
         nonlocal n_texts, failed
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        while (start := time.perf_counter()) < end:
-            n, data = next(prepared)
+        while (start := time.perf_counter()) < end and (following := next(prepared, None)):
+            n, data = following
             writer.write(data)
             status, head, _ = await read_answer(reader)
             latencies.append(time.perf_counter() - start)

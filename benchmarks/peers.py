@@ -2,60 +2,47 @@
 
     .venv/bin/python -m benchmarks.peers [PART ...] --python ../peers/bin/python --llama-server PATH --save
 
-short, mixed, long   the library, raw llama.cpp, sentence-transformers and ONNX Runtime (peer.py: what --python needs)
-workers              one, two and four workers of one thread each: the library, and the server under compare.py's 32 × 1
-formats              raw llama.cpp with each models/minilm-*.gguf: how fast, and how near to sentence-transformers
-flags                llama-server under many flags: which are its best
-server               our server, and llama-server as it comes and with its best flags, under the loads of compare.py
-curve                both with 1 to 128 clients, for plot.py
+minilm       the library beside llama.cpp and others (peer.py: what --python needs): texts/s, cosines, a lone text
+bert-base    the same with a model of that shape and random weights
+qwen3-0.6b   the same
+workers      one, two and four workers of one thread each: the library, and the server under compare.py's 32 × 1
+formats      raw llama.cpp with each models/minilm-*.gguf: how fast, and how near to sentence-transformers
+flags        llama-server under many flags: which are its best
+server       our server, and llama-server as it comes and with its best flags, under the loads of compare.py
+curve        both with 1 to 128 clients, for plot.py
 
 Each part measures its things in turn, round after round. With --save it replaces its own figures of today in
 benchmarks/results/DATE-peers-CPU.json, and the tables beside it are made again; so parts may run one at a time.
 """
 
 import argparse
-import base64
 import contextlib
 import functools
 import json
 import os
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
-from benchmarks import compare, texts
+from benchmarks import compare, library, texts
 from benchmarks.compare import ROOT, Measure
+from benchmarks.contenders import WORKERS, running_llama_server, running_peer, worst_cosine
 from benchmarks.raw import Raw
 from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig
 
-Rows = NDArray[np.float32]
 Result = dict[str, Any]
 
 # One thread for each worker.
 SCALE = (1, 2, 4)
 
-WORKERS = 2
 LLAMA_SERVERS = ("llama-server, defaults", "llama-server, best flags")
 MAX_OTHERS = 0.05  # what other programs may take of the CPU's time
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-BATCH_SIZES = (4, 8, 16, 32, 64)
-
-# Texts of each kind, and every how many-th of them is enough to find an engine's best batch size.
-KINDS: dict[str, tuple[Callable[[list[str]], list[str]], int]] = {
-    "short": (lambda pool: pool[:3000], 10),
-    "mixed": (lambda pool: texts.mixed(pool, 120), 3),
-    "long": (lambda pool: texts.joined(pool, [10] * 100), 3),
-}
 
 # llama-server gives each of its `-np` slots an equal part of `-c`: 512 tokens, what the model reads, as ours does.
 BEST_FLAGS = "-np 8 -c 4096 -fa on"
@@ -88,8 +75,8 @@ def main() -> None:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended then too
     parts = options.parts or list(PARTS)
-    if options.python is None and {*parts} & {*KINDS, "formats"}:
-        parser.error("--python is needed, for sentence-transformers and ONNX Runtime")
+    if options.python is None and {*parts} & {*library.MODELS, "formats"}:
+        parser.error("--python is needed, for the other libraries")
     if options.llama_server is None and {*parts} & {"flags", "server", "curve"}:
         parser.error("--llama-server is needed")
     machine = compare.machine(options.model_path)
@@ -127,45 +114,14 @@ def busy_s() -> float:
     return float(sum(getattr(times, kind, 0.0) for kind in kinds))
 
 
-def measure_library(kind: str, options: argparse.Namespace) -> Result:
-    """Embed the same texts with each engine, each with the batch size at which it is fastest."""
-    make, every = KINDS[kind]
-    wanted = make(texts.sentences())
-    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS)
-    with contextlib.ExitStack() as stack:
-        peer = stack.enter_context(running_peer(options.python))
-        engine = stack.enter_context(EmbeddingEngine(config))
-        tokens = stack.enter_context(EmbeddingModel(config)).tokenizer.encode(wanted).tokens
-        raw = stack.enter_context(contextlib.closing(Raw(options.model_path, WORKERS, 1)))
-        batches = {"raw llama.cpp": compare.best_budget(raw, tokens[::every])}
-        measures: dict[str, Measure] = {
-            "raw llama.cpp": functools.partial(compare.raw_rate, raw, tokens, batches["raw llama.cpp"]),
-            "embellama": functools.partial(compare.library_rate, engine, wanted),
-        }
-        for name in Peer.ENGINES:
-            batches[name] = peer.best_batch_size(name, wanted[::every])
-            measures[name] = functools.partial(peer.rate, name, wanted, batches[name])
-        rounds = compare.rounds_of(measures, options.rounds)
-        truth, *others = (peer.embed(name, wanted, batches[name]) for name in Peer.ENGINES)
-        rows = {"embellama": engine.embed_batch("minilm", wanted), **dict(zip(Peer.ENGINES[1:], others, strict=True))}
-        return {
-            "versions": peer.versions,
-            "texts": len(wanted),
-            "tokens": sum(map(len, tokens)),
-            "best_batch": batches,
-            "rounds": rounds,
-            "worst_cosine": {name: worst_cosine(vectors, truth) for name, vectors in rows.items()},
-        }
-
-
 def measure_formats(options: argparse.Namespace) -> Result:
     """Measure raw llama.cpp with each format of the default model that is there."""
-    short, long = (make(texts.sentences())[:600] for make, _ in (KINDS["short"], KINDS["long"]))
+    short, long = (library.KINDS[kind](texts.sentences())[:600] for kind in ("short", "long"))
     formats: dict[str, Any] = {}
     measures: dict[str, Measure] = {}
     with contextlib.ExitStack() as stack:
         peer = stack.enter_context(running_peer(options.python))
-        truth = peer.embed(Peer.ENGINES[0], short, 32)
+        truth = peer.embed(peer.engines[0], short, 32)
         for path in sorted((ROOT / "models").glob("minilm-*.gguf")):
             config = EngineConfig(model_path=str(path), model_name="minilm", num_workers=WORKERS)
             with EmbeddingEngine(config) as engine:
@@ -261,7 +217,7 @@ def measure_curve(options: argparse.Namespace) -> Result:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
-    **{kind: functools.partial(measure_library, kind) for kind in KINDS},
+    **{name: functools.partial(library.measure, name) for name in library.MODELS},
     "workers": measure_workers,
     "formats": measure_formats,
     "flags": measure_flags,
@@ -270,110 +226,35 @@ PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
 }
 
 
-class Peer:
-    """peer.py, which runs the engines of `ENGINES` under a Python of its own."""
-
-    ENGINES = ("sentence-transformers", "ONNX Runtime")
-
-    def __init__(self, process: "subprocess.Popen[str]"):
-        self._process = process
-        self.versions: dict[str, str] = self._answer()
-
-    def embed(self, engine: str, wanted: list[str], batch_size: int) -> Rows:
-        answer = self._ask(engine, wanted, batch_size, vectors=True)
-        return np.frombuffer(base64.b64decode(answer["vectors"]), "<f4").reshape(len(wanted), -1)
-
-    def rate(self, engine: str, wanted: list[str], batch_size: int) -> dict[str, float]:
-        return {"texts_per_s": len(wanted) / self._ask(engine, wanted, batch_size)["seconds"]}
-
-    def best_batch_size(self, engine: str, wanted: list[str]) -> int:
-        """Find the batch size at which an engine is fastest, by the better of two tries each."""
-        return max(BATCH_SIZES, key=lambda size: max(self.rate(engine, wanted, size)["texts_per_s"] for _ in range(2)))
-
-    def _ask(self, engine: str, wanted: list[str], batch_size: int, vectors: bool = False) -> dict[str, Any]:
-        assert self._process.stdin
-        question = {"engine": engine, "texts": wanted, "batch_size": batch_size, "vectors": vectors}
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = self._answer()
-        return answer
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("benchmarks/peer.py ended; its messages are above")
-        return json.loads(line)
-
-
-@contextlib.contextmanager
-def running_peer(python: str) -> Iterator[Peer]:
-    """Start peer.py, and end it."""
-    command = [python, str(ROOT / "benchmarks" / "peer.py")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Peer(process)
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 @contextlib.contextmanager
 def our_server(options: argparse.Namespace, n_workers: int = WORKERS, *flags: str) -> Iterator[str]:
     with compare.our_server(options.model_path, "--workers", str(n_workers), *flags) as (url, _):
         yield url
 
 
-@contextlib.contextmanager
-def llama_server(options: argparse.Namespace, flags: str) -> Iterator[str]:
-    """Start llama-server on a free port, wait until it is ready, and give its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-    command = [options.llama_server, "--model", options.model_path, "--embeddings", "--port", port, *flags.split()]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while not is_healthy(url):
-            if process.poll() is not None:
-                raise RuntimeError(f"llama-server ended with {process.returncode}: {' '.join(command)}")
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def worst_cosine(rows: Any, truth: Rows) -> float:
-    """Return the lowest cosine between rows of unit length, ``(n_texts, dim)`` each."""
-    return float(np.sum(np.asarray(rows) * truth, axis=1).min())
+def llama_server(options: argparse.Namespace, flags: str) -> contextlib.AbstractContextManager[str]:
+    return running_llama_server(options.llama_server, options.model_path, flags)
 
 
 def render(result: Result) -> str:
     """Return everything measured so far as tables."""
     what = result["machine"]
-    versions = {**what["versions"], **next((result[kind]["versions"] for kind in KINDS if kind in result), {})}
+    versions = {**what["versions"], **next((result[name]["versions"] for name in library.MODELS if name in result), {})}
     lines = [
         f"{what['cpu']}, {what['cores']} cores; {what['model']}; {WORKERS} workers; "
         f"llama.cpp built with {what['llama_cpp_compiler']}; Python {what['python']}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ". Every figure, ratios too, is a median over rounds in which each thing was measured in turn."
     ]
-    for kind in KINDS:
-        if kind in result:
-            lines += library_table(kind, result[kind])
+    for name in library.MODELS:
+        if name in result:
+            lines += library.tables(name, result[name])
     if "workers" in result:
         medians = compare.medians_of(result["workers"]["rounds"])
         lines += ["", "| workers, one thread each | library texts/s | server texts/s, 32 × 1 |", "|---|---|---|"]
         for n in SCALE:
-            library, server = (medians[f"{what}, {n}"]["texts_per_s"] for what in ("library", "server"))
-            lines.append(f"| {n} | {library:.0f} | {server:.0f} |")
+            rates = [medians[f"{what}, {n}"]["texts_per_s"] for what in ("library", "server")]
+            lines.append(f"| {n} | {rates[0]:.0f} | {rates[1]:.0f} |")
     if "formats" in result:
         medians = compare.medians_of(result["formats"]["rounds"])
         lines += ["", "| format | short texts/s | long texts/s | worst cosine |", "|---|---|---|---|"]
@@ -395,23 +276,6 @@ def render(result: Result) -> str:
             f"| {aim} | {sign} {abs(wanted)} | {measured:.{6 if 'cosine' in aim else 3}f} | {'yes' if met else 'no'} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def library_table(kind: str, part: Result) -> list[str]:
-    head = f"{kind}: {part['texts']} texts, {part['tokens'] / part['texts']:.0f} tokens each"
-    lines = [
-        "",
-        f"| {head} | texts/s | tokens/s | embellama is × | worst cosine | best batch |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in compare.medians_of(part["rounds"]).items():
-        rate, ratio = row["texts_per_s"], compare.ratio(part["rounds"], "embellama", name)
-        cosine = f"{part['worst_cosine'][name]:.6f}" if name in part["worst_cosine"] else ""
-        unit = "tokens" if name.startswith("raw") else "texts"
-        batch = f"{part['best_batch'][name]} {unit}" if name in part["best_batch"] else ""
-        tokens = rate * part["tokens"] / part["texts"]
-        lines.append(f"| {name} | {rate:.1f} | {tokens:.0f} | {ratio:.2f} | {cosine} | {batch} |")
-    return lines
 
 
 def load_table(title: str, rounds: list[compare.Round], names: list[str]) -> list[str]:
@@ -439,20 +303,9 @@ def curve_table(part: Result) -> list[str]:
 
 def aims(result: Result) -> Iterator[tuple[str, float, float]]:
     """Give each aim: what it says, the least ratio wanted (the most, if negative), the ratio measured."""
-    wanted = {
-        "short": {"raw llama.cpp": 0.97, "sentence-transformers": 1.5, "ONNX Runtime": 1.4},
-        "mixed": {"sentence-transformers": 1.3},
-        "long": {"ONNX Runtime": 1.2},
-    }
-    for kind, peers in wanted.items():
-        if kind in result:
-            for name, least in peers.items():
-                yield (
-                    f"{kind} texts, embellama to {name}",
-                    least,
-                    compare.ratio(result[kind]["rounds"], "embellama", name),
-                )
-            yield f"{kind} texts, embellama's worst cosine", 0.9999, result[kind]["worst_cosine"]["embellama"]
+    for name in library.MODELS:
+        if name in result:
+            yield from library.aims(name, result[name])
     if "workers" in result:
         for what in ("library", "server"):
             for n, to, least in ((2, 1, 1.85), (4, 2, 0.95)):

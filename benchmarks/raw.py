@@ -50,8 +50,8 @@ class Raw:
                     batch = next(todo, None)
                 if batch is None:
                     return
-                if c_api.llama_encode(context, batch.batch) != 0:
-                    raise RuntimeError("llama_encode failed")
+                if self._compute(context, batch.batch) != 0:
+                    raise RuntimeError("llama.cpp failed")
                 rows = np.empty((batch.n_texts, self.dim), np.float32)
                 for i in range(batch.n_texts):
                     row = c_api.llama_get_embeddings_seq(context, i)
@@ -64,6 +64,12 @@ class Raw:
         for thread in threads:
             thread.join()
         return len(texts) / (time.perf_counter() - start)
+
+    def _compute(self, context: Any, batch: Any) -> int:
+        if memory := c_api.llama_get_memory(context):  # a decoder's
+            c_api.llama_memory_clear(memory, False)
+            return int(c_api.llama_decode(context, batch))
+        return int(c_api.llama_encode(context, batch))
 
     def close(self) -> None:
         for context in self.contexts:
