@@ -197,8 +197,8 @@ class Batches:
 
     def _pool(self, hidden: Rows, mask: NDArray[np.int64]) -> Rows:
         if self._last:
-            return hidden[np.arange(len(mask)), mask.sum(axis=1) - 1]
-        return np.einsum("nth,nt->nh", hidden, mask.astype(np.float32))
+            return np.asarray(hidden[np.arange(len(mask)), mask.sum(axis=1) - 1])
+        return np.asarray(np.einsum("nth,nt->nh", hidden, mask.astype(np.float32)))
 
 
 class LastLayer(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
