@@ -1,0 +1,51 @@
+"""Workers compute with our kernels on one copy of the packed weights, whichever of them made it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from embellama import kernels
+from tests.conftest import Reference, Server, running_server
+
+INSTRUCTION_SET = kernels.library().instruction_sets[0]
+
+
+@pytest.fixture(scope="module")
+def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ("--model-path", model_path, "--workers", "2", "--compute", INSTRUCTION_SET)
+    with running_server(tmp_path_factory.mktemp("compute") / "log", *flags) as server:
+        yield server
+
+
+def shared_weights(worker: psutil.Process) -> list[tuple[int, int]]:
+    """Return the inode and the resident bytes of each mapping of shared weights."""
+    found = []
+    lines = iter(Path(f"/proc/{worker.pid}/smaps").read_text().splitlines())
+    for line in lines:
+        if "memfd:embellama-weights" in line:
+            inode = int(line.split()[4])
+            resident = next(entry for entry in lines if entry.startswith("Rss:"))
+            found.append((inode, 1024 * int(resident.split()[1])))
+    return found
+
+
+def test_workers_share_what_is_packed_also_with_a_worker_that_comes_later(server: Server) -> None:
+    server.kill_worker()
+    server.wait_ready()
+    (first, *_), (second, *_) = [shared_weights(worker) for worker in server.workers()]
+    assert first[0] == second[0]
+    assert max(first[1], second[1]) > 20_000_000
+
+
+def test_the_models_page_says_what_computes(server: Server) -> None:
+    [model] = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert model["compute"] == INSTRUCTION_SET
+
+
+def test_vectors_are_those_of_sentence_transformers(server: Server, reference: Reference) -> None:
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": reference.texts[:20]}, timeout=60).json()
+    for item, vector in zip(answer["data"], reference.vectors, strict=False):
+        assert item["embedding"] @ vector >= 0.9999
