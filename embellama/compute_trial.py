@@ -32,7 +32,7 @@ ENOUGH = 1.25
 MARGIN = 1.03
 
 # Seconds for which an instruction set is measured, and rounds.
-MEASURE_S, N_ROUNDS = 2.0, 9
+MEASURE_S, N_ROUNDS = 1.0, 5
 
 
 def main(path: str) -> None:

@@ -18,7 +18,18 @@ from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.gguf.weights import Weights
 from embellama.machine.isolated import IsolatedProcess
 from embellama.machine.measurements import CachedMeasurement
-from embellama.tuning import MARGIN, MIN_ROUNDS, N_ROUNDS, SIZES, candidates, choose, sweep, tuned, tuned_apart
+from embellama.tuning import (
+    KERNELS_PREFER,
+    MARGIN,
+    MIN_ROUNDS,
+    N_ROUNDS,
+    SIZES,
+    candidates,
+    choose,
+    sweep,
+    tuned,
+    tuned_apart,
+)
 from tests.conftest import BIN, StartServer, TinyModel, run
 
 ROUNDS = st.lists(st.fixed_dictionaries({size: st.floats(1e-6, 1) for size in SIZES}), max_size=9)
@@ -66,6 +77,12 @@ def test_the_fastest_is_chosen() -> None:
     assert choose([round_of(n96=0.90, n128=0.85, n256=1.2)] * 3) == 128
     assert choose([round_of(n128=0.98)] * 3) == DEFAULT_BATCH_TOKENS
     assert choose([round_of(n128=0.5)]) == DEFAULT_BATCH_TOKENS
+
+
+def test_kernels_prefer_large_batches_where_those_were_tried() -> None:
+    assert choose([round_of(n128=0.98)] * 3, KERNELS_PREFER) == KERNELS_PREFER
+    assert choose([round_of(n128=0.5)] * 3, KERNELS_PREFER) == 128
+    assert choose([{64: 1.0, 192: 1.0}] * 3, KERNELS_PREFER) == DEFAULT_BATCH_TOKENS
 
 
 def test_a_model_too_slow_to_measure_gets_the_default(

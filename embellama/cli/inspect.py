@@ -19,8 +19,9 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
         write_line(json_line(found))
         return
     facts = msgspec.structs.asdict(found.info) | msgspec.structs.asdict(found)
-    for field in ("info", "warnings", "faster", "loaded", "changed"):
+    for field in ("info", "warnings", "faster", "loaded", "changed", "compute_reason"):
         del facts[field]
+    facts["compute"] = f"{found.info.compute}: {found.compute_reason}"
     facts["n_bytes"] = f"{found.info.n_bytes / 1e6:.1f} MB"
     width = max(map(len, facts))
     for field, value in facts.items():

@@ -454,7 +454,7 @@ static void build_random(Model &m, uint64_t seed) {
 }
 
 int main(int n_arguments, char **arguments) {
-    const int n_random = n_arguments > 1 ? atoi(arguments[1]) : 60;
+    const int n_random = n_arguments > 1 ? atoi(arguments[1]) : 30;
     check_chains();
     check_readers();
     check_broadcasts();

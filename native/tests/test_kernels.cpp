@@ -345,7 +345,7 @@ static void check_all(const Kernels &kernels, int n_cases) {
 }
 
 int main(int n_arguments, char **arguments) {
-    const int n_cases = n_arguments > 1 ? atoi(arguments[1]) : 40;
+    const int n_cases = n_arguments > 1 ? atoi(arguments[1]) : 20;
     for (const Kernels *kernels : {&kernels_avx2, &kernels_emulated_bf16, &kernels_emulated_amx})
         check_all(*kernels, n_cases);
 }

@@ -99,7 +99,7 @@ def test_a_format_that_cannot_be_made_is_a_row_that_says_why(tiny_path: str) -> 
     # The tiny model has a token that is not a number, which llama.cpp does not quantize.
     result = run(BIN / "embellama", "bench", tiny_path, "--seconds", "1")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^f32( +[\d.]+){6}$", result.stdout, re.MULTILINE), result.stdout
+    assert re.search(r"^f32( +[\d.]+){6} +llama$", result.stdout, re.MULTILINE), result.stdout
     assert re.search(r"^q8_0 +failed: tensor 'token_embd.weight' has invalid data$", result.stdout, re.MULTILINE)
     assert "Fastest of all, with cosine ≥ 0.9999: f32, --workers" in result.stdout
 

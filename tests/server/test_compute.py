@@ -46,6 +46,8 @@ def test_the_models_page_says_what_computes(server: Server) -> None:
 
 
 def test_vectors_are_those_of_sentence_transformers(server: Server, reference: Reference) -> None:
-    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": reference.texts[:20]}, timeout=60).json()
+    answer = httpx.post(
+        f"{server.url}/v1/embeddings", json={"model": "minilm", "input": reference.texts[:20]}, timeout=60
+    ).json()
     for item, vector in zip(answer["data"], reference.vectors, strict=False):
         assert item["embedding"] @ vector >= 0.9999
