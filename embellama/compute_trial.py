@@ -1,4 +1,4 @@
-"""Compare our kernels with llama.cpp on a model: ``python -m embellama.compute_trial FILE``.
+"""Compare our kernels with llama.cpp on a model: ``python -m embellama.compute_trial FILE POOLING``.
 
 embellama.gguf.compute ──► this process ──► a `Choice` as JSON on standard output
 
@@ -7,6 +7,7 @@ A process of its own, because kernels that went wrong may end it.
 
 import sys
 import time
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,12 +16,13 @@ from embellama import kernels
 from embellama.batch import Batch, RowKind, Rows
 from embellama.config import EngineConfig
 from embellama.gguf.compute import Choice
+from embellama.gguf.loading import load_weights
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
 from embellama.model import EmbeddingModel
 
-# Lengths of the texts in the batches that are compared: one alone, some alike, some that are not.
-CANARIES = ([7], [16] * 12, [3, 90, 41, 1, 57])
+# Lengths of the texts in the batches that are compared: one alone, some alike, some that are not, a single token.
+CANARIES = ([7], [16] * 12, [3, 90, 41, 1, 57], [1])
 
 # Vectors computed with bfloat16 are nearer than this to those computed with float32; wrong ones are far from it.
 LEAST_COSINE = 0.999
@@ -35,12 +37,14 @@ MARGIN = 1.03
 MEASURE_S, N_ROUNDS = 1.0, 5
 
 
-def main(path: str) -> None:
+def main(path: str, pooling: Any) -> None:
     """Print the choice for the model at `path`."""
-    config = EngineConfig(model_path=path, max_batch_tokens=192, n_threads=1, compute="llama").checked()
+    config = EngineConfig(
+        model_path=path, pooling=pooling, max_batch_tokens=192, n_threads=1, compute="llama"
+    ).checked()
     best = Choice("llama", "our kernels are no faster here")
     most = MARGIN
-    with EmbeddingModel(config, Weights(config, repack=True)) as plain:
+    with EmbeddingModel(config, load_weights(config)) as plain:
         for name in kernels.library().instruction_sets:
             with EmbeddingModel(config, Weights(config, kernels=name)) as model:
                 cosine = compare(plain, model)
@@ -93,4 +97,4 @@ def _cosine(a: Rows, b: Rows) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -64,12 +64,12 @@ class Library:
             raise KernelsUnusable("they were not built (scripts/setup builds them)")
         if sys.platform != "linux":
             raise KernelsUnusable(f"there are none for {sys.platform}")
-        for function in _LIBRARIES:
-            # Its symbols are ggml's, and must be found in the copy that llama.cpp uses.
-            ctypes.CDLL(_library_of(function), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
         try:
+            for function in _LIBRARIES:
+                # Its symbols are ggml's, and must be found in the copy that llama.cpp uses.
+                ctypes.CDLL(_library_of(function), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
             self._library = ctypes.CDLL(str(path))
-        except OSError as error:
+        except (OSError, AttributeError) as error:  # an AttributeError names a function that ggml lacks
             raise KernelsUnusable(f"they cannot be loaded: {error}") from None
         built_for = self._call("ggml_version", ctypes.c_char_p).decode()
         loaded = ggml("ggml_version", ctypes.c_char_p).decode()
@@ -103,7 +103,7 @@ class Library:
         if memory is None:
             yield
             return
-        self._call("share", None, memory, ctypes.c_uint64(_key_of(files)))
+        self._call("share", None, memory, ctypes.c_uint64(_key_of(files, instruction_set)))
         try:
             yield
         finally:
@@ -150,11 +150,11 @@ class SharedWeights:
             weakref.finalize(self, os.close, memory)
 
 
-def _key_of(files: Iterable[str]) -> int:
-    """Return a number that differs whenever a file was changed or replaced."""
+def _key_of(files: Iterable[str], instruction_set: str) -> int:
+    """Return a number that differs for weights packed otherwise, and whenever a file was changed or replaced."""
     stats = [os.stat(file) for file in sorted(files)]
     facts = [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8])
+    return int.from_bytes(hashlib.sha256(repr((instruction_set, facts)).encode()).digest()[:8])
 
 
 class _Symbol(ctypes.Structure):

@@ -41,8 +41,8 @@ TEXT_TOKENS = 16
 SWEEP_S = 1.75
 N_ROUNDS, MIN_ROUNDS = 9, 2
 
-# Our kernels attend text by text, so that a large batch wastes nothing, and long texts gain by it (5,830 tokens a second
-# against 5,420 in batches of 192; AVX2, 2 cores). The short texts of a sweep do not show that.
+# Our kernels attend text by text, so that a large batch wastes nothing, and long texts gain by it (5,830 tokens a
+# second against 5,420 in batches of 192; AVX2, 2 cores). The short texts of a sweep do not show that.
 KERNELS_PREFER = 384
 
 # A smaller advantage over the preferred size than this is noise.

@@ -8,6 +8,7 @@ before they compute a model for the first time, a process of its own compares th
 
 import logging
 import re
+import signal
 import subprocess
 import sys
 
@@ -33,6 +34,9 @@ TRIAL = "embellama.compute_trial"
 
 # Loading takes most of a trial.
 TRIAL_S = 120.0
+
+# Signals by which a process ends itself. Others come from outside: memory was short, or the user had enough.
+CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -75,7 +79,7 @@ def choose(config: EngineConfig) -> Choice:
         return Choice("llama", why_not)
     if sum(n for _, n in _layers(header)) * 2 < MIN_BYTES:
         return Choice("llama", "the model is too small to gain from kernels")
-    return _measured(config.model_path, header, tuple(library.instruction_sets))
+    return _measured(config, header, tuple(library.instruction_sets))
 
 
 def resolved(config: Config) -> Config:
@@ -101,31 +105,36 @@ def _why_not(config: EngineConfig, header: Header) -> str:
     return ""
 
 
-def _measured(path: str, header: Header, instruction_sets: tuple[str, ...]) -> Choice:
+def _measured(config: EngineConfig, header: Header, instruction_sets: tuple[str, ...]) -> Choice:
     tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
-    measurement = CachedMeasurement("compute", instruction_sets, header.architecture, tensors)
+    values = {name: value for name, value in header.values.items() if not name.startswith("tokenizer.")}
+    measurement = CachedMeasurement("compute", instruction_sets, tensors, values)
     if known := measurement.read():
         try:
             return msgspec.json.decode(known, type=Choice)
         except msgspec.DecodeError:
             logger.debug("%s is damaged, and measured again", measurement.path)
-    choice, kept = _try(path)
+    choice, kept = _try(config)
     level = logging.WARNING if "trial" in choice.reason else logging.INFO
-    logger.log(level, "%s is computed with %s: %s", path, choice.compute, choice.reason)
+    logger.log(level, "%s is computed with %s: %s", config.model_path, choice.compute, choice.reason)
     if kept:
         measurement.write(msgspec.json.encode(choice).decode())
     return choice
 
 
-def _try(path: str) -> tuple[Choice, bool]:
+def _try(config: EngineConfig) -> tuple[Choice, bool]:
     """Compare our kernels with llama.cpp in a process of its own; return what to do, and whether that will stay so."""
-    command = [sys.executable, "-m", TRIAL, path]
+    if not sys.executable or getattr(sys, "frozen", False):
+        return Choice("llama", "there is no Python to try our kernels with"), False
+    command = [sys.executable, "-m", TRIAL, config.model_path, config.pooling]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Choice("llama", f"the trial of our kernels did not end: {error}"), False
     if done.returncode < 0:
-        return Choice("llama", f"the trial of our kernels {how_it_ended(done.returncode)}"), True
+        return Choice("llama", f"the trial of our kernels {how_it_ended(done.returncode)}"), (
+            -done.returncode in CRASHES
+        )
     try:
         return msgspec.json.decode(done.stdout, type=Choice), True
     except msgspec.DecodeError:

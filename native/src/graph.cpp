@@ -41,9 +41,9 @@ int64_t stride(const ggml_tensor *t) { return t->nb[1] / 4; }
 
 float *floats(const ggml_tensor *t) { return static_cast<float *>(t->data); }
 
-/// One value for each column, such as a bias.
+/// One value for each column, such as a bias, that lies in the model and so is never overwritten.
 bool is_column_vector(const ggml_tensor *t, int64_t n) {
-    return t->type == GGML_TYPE_F32 && t->ne[0] == n && ggml_nrows(t) == 1 && t->nb[0] == 4;
+    return t->op == GGML_OP_NONE && t->type == GGML_TYPE_F32 && t->ne[0] == n && ggml_nrows(t) == 1 && t->nb[0] == 4;
 }
 
 bool same_rows(const ggml_tensor *a, const ggml_tensor *b) { return ggml_are_same_shape(a, b) && has_rows(a) && has_rows(b); }

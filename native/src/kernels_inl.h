@@ -409,7 +409,7 @@ static float soften(float *scores, int64_t n, float scale, const uint16_t *mask,
         most = max(v, most);
     }
     const float highest = largest(most);
-    if (highest == -INFINITY) { // nothing may be seen
+    if (highest == -INFINITY && (n == 0 || scores[0] == scores[0])) { // nothing may be seen, and nothing is NaN
         memset(weights, 0, depth(n) * sizeof(Number));
         return 0;
     }

@@ -24,7 +24,12 @@ Team::~Team() {
     ending_ = true;
     call_.fetch_add(1);
     wake_all(call_);
-    for (auto &helper : helpers_) helper.join();
+    for (auto &helper : helpers_) {
+        if (getpid() == pid_)
+            helper.join();
+        else
+            helper.detach(); // threads are not forked
+    }
 }
 
 void Team::run(const Work &work) {

@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -36,6 +39,7 @@ class Team {
     void attempt();
 
     int n_threads_ = 1;
+    const pid_t pid_ = getpid();
     std::vector<std::thread> helpers_;
     const Work *work_ = nullptr;
     int n_helping_ = 0;

@@ -59,7 +59,7 @@ def test_a_cpu_with_avx2_has_kernels() -> None:
 
 
 def test_the_trial_finds_the_default_model_right_or_says_what_it_found(model_path: str) -> None:
-    choice, kept = compute._try(model_path)
+    choice, kept = compute._try(config(model_path))
     assert kept
     assert choice.compute in {"llama", *INSTRUCTION_SETS}
     assert ("times as fast as llama.cpp, cosine " in choice.reason) == (choice.compute != "llama")

@@ -18,11 +18,15 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import msgspec
+
 from embellama.batch import Batch, Tokens
-from embellama.errors import EmbeddingFailed, ModelLoadError
+from embellama.errors import ConfigError, EmbeddingFailed, ModelLoadError
 from embellama.machine import signals
 from embellama_server.config import ServerConfig
 from embellama_server.workers.channel import STARTED, ReplyWriter, TaskReader
+
+logger = logging.getLogger("embellama.worker")
 
 # With every core computing, the front must not wait its turn for a millisecond of work. At 0 its event loop's worst
 # stall among 200 clients was 46 ms, at 5 it was 28; throughput was the same (benchmarks/crowd.py, compare.py).
@@ -50,7 +54,12 @@ def run(config: ServerConfig, canary: Tokens, shared: str, reader: Connection, w
     replies = ReplyWriter(writer)
     try:
         with _opened(shared) as memory:
-            model = EmbeddingModel(config, load_weights(config, memory))
+            try:
+                weights = load_weights(config, memory)
+            except ConfigError as error:  # the file is no longer the one that the front chose for
+                logger.warning("llama.cpp computes the model: %s", error)
+                weights = load_weights(msgspec.structs.replace(config, compute="llama"))
+            model = EmbeddingModel(config, weights)
         if hook := os.environ.get(HOOK):
             module, _, function = hook.partition(":")
             getattr(importlib.import_module(module), function)(model)
