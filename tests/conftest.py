@@ -1,14 +1,17 @@
 """What the tests share: the default model, the known answers, tiny models, and servers on free ports."""
 
 import contextlib
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,7 +19,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from embellama import EmbeddingEngine, EngineConfig
+from embellama import EmbeddingEngine, EngineConfig, kernels
 from tests.tiny import ARCHITECTURES, write_bert
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +40,33 @@ os.environ["EMBELLAMA_MAX_BATCH_TOKENS"] = "192"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse tests that share an id: pytest-xdist would run only one of them."""
     assert len({item.nodeid for item in items}) == len(items)
+
+
+@functools.cache
+def instruction_sets() -> list[str]:
+    """List those of our kernels that can compute on this CPU, fastest first.
+
+    Few CPUs have AMX or AVX512-BF16, so each of their kernels is tried in a process of its own first, as the library
+    does. A run's summary names those that are refused.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_bert(Path(folder) / "tiny.gguf")
+        program = (
+            "import sys; from embellama import EmbeddingModel, EngineConfig; "
+            "EmbeddingModel(EngineConfig(model_path=sys.argv[1], compute=sys.argv[2])).embed('red')"
+        )
+
+        def works(name: str) -> bool:
+            return subprocess.run([sys.executable, "-c", program, path, name], capture_output=True).returncode == 0
+
+        return [name for name in kernels.library().instruction_sets if works(name)]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if refused := sorted({*kernels.library().instruction_sets} - {*instruction_sets()}):
+        terminalreporter.write_line(
+            f"not tested, as they end the process on this CPU: kernels for {', '.join(refused)}"
+        )
 
 
 class Reference:

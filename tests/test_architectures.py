@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, kernels, model
+from embellama import EmbeddingEngine, EmbeddingModel, EngineConfig, model
 from embellama.batch import Batch, RowKind, Rows
 from embellama.gguf.weights import Weights
 from embellama.text.llama_tokenize import llama_tokenize
-from tests.conftest import ROOT, TinyModel
+from tests.conftest import ROOT, TinyModel, instruction_sets
 from tests.forward import forward, pooled, score
 from tests.forward.model import Model
 from tests.tiny import ARCHITECTURES, POISON
@@ -29,7 +29,7 @@ RERANKERS = [name for name in NAMES if ARCHITECTURES[name].reranker]
 Text = NDArray[np.int32]
 
 # llama.cpp's own code, and our kernels for each instruction set that this CPU has.
-COMPUTES = ["llama", *kernels.library().instruction_sets]
+COMPUTES = ["llama", *instruction_sets()]
 
 # The least cosine of a token vector. llama.cpp rounds keys and values to float16 and takes GELU from a table in
 # float16; measured, that leaves 0.99997 in the worst of these models. Shuffling any one tensor leaves less than 0.9999.

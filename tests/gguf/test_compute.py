@@ -16,7 +16,7 @@ from embellama import ConfigError, EmbeddingEngine, EmbeddingModel, EngineConfig
 from embellama.batch import Batch
 from embellama.gguf import compute
 from embellama.gguf.compute import Choice, choose
-from tests.conftest import Reference, TinyModel
+from tests.conftest import Reference, TinyModel, instruction_sets
 
 FASTER = """print('{"compute": "avx2", "reason": "2 times as fast"}')"""
 WRONG = """print('{"compute": "llama", "reason": "in a trial avx2 gave other vectors"}')"""
@@ -24,7 +24,7 @@ DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 FAILS = "raise ValueError('a tensor is missing')"
 HANGS = "import time; time.sleep(60)"
 
-INSTRUCTION_SETS = kernels.library().instruction_sets
+INSTRUCTION_SETS = instruction_sets()
 
 TEXTS = ["red green blue one two three", "a", "red z " * 12]
 

@@ -7,10 +7,9 @@ import httpx
 import psutil
 import pytest
 
-from embellama import kernels
-from tests.conftest import Reference, Server, running_server
+from tests.conftest import Reference, Server, instruction_sets, running_server
 
-INSTRUCTION_SET = kernels.library().instruction_sets[0]
+INSTRUCTION_SET = instruction_sets()[0]
 
 
 @pytest.fixture(scope="module")
