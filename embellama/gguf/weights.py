@@ -39,7 +39,6 @@ class Weights:
         n_ctx_train: Most tokens the model was trained to read at once.
         encoder: Whether the model is the encoder of an encoder-decoder (T5).
         causal: Whether each token attends only to those before it, as the file says; the files of encoders may not say.
-        compute: What computes with them: ``llama``, or the instruction set of our kernels.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class Weights:
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
         params.use_extra_bufts = repack
-        self.compute = kernels or "llama"
         ours = (
             library().loading(params, kernels, set(self.header.files.values()), memory)
             if kernels

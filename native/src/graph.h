@@ -32,7 +32,7 @@ class Memory64 {
 /// The nodes of a graph are walked in order. A node that starts one of the chains below is computed together with what follows
 /// it; the others gather until ggml computes them, before the next chain or at the end.
 ///
-///     MUL_MAT (packed weights) -> ADD bias -> UNARY or GLU -> ADD residual -> NORM -> MUL -> ADD     each but the first optional
+///     MUL_MAT (packed weights) -> ADD bias -> UNARY or GLU -> ADD residual -> NORM or RMS_NORM -> MUL -> ADD     each but the first optional
 ///     NORM or RMS_NORM -> MUL -> ADD
 ///     CPY keys -> CPY values -> FLASH_ATTN_EXT
 ///     GLU

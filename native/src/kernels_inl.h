@@ -5,7 +5,7 @@
 //   EMBELLAMA_BF16    whether products take bfloat16
 //   EMBELLAMA_ROWS    rows that one call of `multiply` computes at most
 //
-// and, where EMBELLAMA_BF16, `multiply_bf16` below. One product, `multiply`, serves the layers' weights and both products of
+// and, where EMBELLAMA_BF16, EMBELLAMA_MULTIPLY, the file with its `multiply`. One product, `multiply`, serves the layers' weights and both products of
 // attention:
 //
 //   weights ── pack, once ──► panels ─┐

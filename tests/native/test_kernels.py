@@ -36,7 +36,6 @@ pytestmark = [
     pytest.mark.skipif(not _can_run(), reason="needs a CPU with AVX2, and CMake"),
     pytest.mark.timeout(600),  # a compiler on a busy machine
 ]
-needs_ggml = pytest.mark.skipif(not HEADERS.exists(), reason="needs ggml's headers: run native/build.py")
 
 
 @pytest.mark.parametrize("program", ["test_vector", "test_kernels"])
@@ -48,18 +47,14 @@ def test_teams_share_their_work_without_races() -> None:
     run(build("thread", THREAD, "test_team"))
 
 
-@needs_ggml
 def test_processes_share_packed_weights() -> None:
     run(build("address", ADDRESS, "test_weights"))
 
 
-@needs_ggml
 def test_graphs_give_what_ggml_gives() -> None:
     run(build("address", ADDRESS, "test_graph"))
 
 
-@needs_ggml
-@pytest.mark.skipif(not INSTALLED.exists(), reason="needs the library: run native/build.py")
 def test_the_device_computes_in_ggmls_scheduler() -> None:
     run(build("plain", PLAIN, "test_device"), str(INSTALLED))
 
@@ -72,8 +67,8 @@ def build(name: str, flags: str, target: str) -> Path:
             pytest.skip(f"the compiler has no {option}")
     folder = ROOT / "build" / "native-tests" / name
     options = ["-DEMBELLAMA_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_CXX_FLAGS_RELEASE="]
-    if HEADERS.exists():
-        options += [f"-DGGML_INCLUDE={HEADERS}", f"-DGGML_VERSION={ggml_version()}", f"-DGGML_LIB={LIBRARIES}"]
+    assert HEADERS.exists(), "run scripts/test, which keeps ggml's headers, or native/build.py"
+    options += [f"-DGGML_INCLUDE={HEADERS}", f"-DGGML_VERSION={ggml_version()}", f"-DGGML_LIB={LIBRARIES}"]
     threads = str(len(os.sched_getaffinity(0)))
     for command in (
         ["-S", str(ROOT / "native"), "-B", str(folder), *options],
