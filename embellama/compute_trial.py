@@ -15,7 +15,7 @@ import numpy as np
 from embellama import kernels
 from embellama.batch import Batch, RowKind, Rows
 from embellama.config import EngineConfig
-from embellama.gguf.compute import Choice
+from embellama.gguf.compute import NO_GAIN, Choice
 from embellama.gguf.loading import load_weights
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
@@ -42,7 +42,7 @@ def main(path: str, pooling: Any) -> None:
     config = EngineConfig(
         model_path=path, pooling=pooling, max_batch_tokens=192, n_threads=1, compute="llama"
     ).checked()
-    best = Choice("llama", "our kernels are no faster here")
+    best = Choice("llama", NO_GAIN)
     most = MARGIN
     with EmbeddingModel(config, load_weights(config)) as plain:
         for name in kernels.library().instruction_sets:

@@ -32,6 +32,9 @@ MIN_BYTES = 4_000_000
 # The module of the trial. It is named, not imported: it computes with a model, and so imports this module.
 TRIAL = "embellama.compute_trial"
 
+# The reason to leave a model to llama.cpp that is no fault of the kernels.
+NO_GAIN = "our kernels are no faster here"
+
 # Loading takes most of a trial.
 TRIAL_S = 120.0
 
@@ -115,7 +118,7 @@ def _measured(config: EngineConfig, header: Header, instruction_sets: tuple[str,
         except msgspec.DecodeError:
             logger.debug("%s is damaged, and measured again", measurement.path)
     choice, kept = _try(config)
-    level = logging.WARNING if "trial" in choice.reason else logging.INFO
+    level = logging.INFO if choice.compute != "llama" or choice.reason == NO_GAIN else logging.WARNING
     logger.log(level, "%s is computed with %s: %s", config.model_path, choice.compute, choice.reason)
     if kept:
         measurement.write(msgspec.json.encode(choice).decode())
