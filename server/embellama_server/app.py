@@ -125,7 +125,7 @@ class EmbeddingRoute:
             body = await read_body(self._state, scope, receive, deadline, held)
             request = self._dialect.parse(body, exchange.accept)
             del body  # the texts are in the request now
-            watch = cancel_when_gone(receive)
+            watch = cancel_when_gone(scope, receive)
             return await self._compute(request, deadline, held, exchange)
         except ClientGone:
             return None

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from embellama_server.dialects import error_outside
 from embellama_server.problems import Problem
+from embellama_server.reading import CONNECTION, Connection
 from embellama_server.reply import dumps
 from embellama_server.telemetry.access import REFUSED_STATUS, log_refused
 
@@ -62,6 +63,7 @@ class Protocol(HttpToolsProtocol):
         if self._answering and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()
+            self._connection.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -148,6 +150,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        self._connection = cycle.scope[CONNECTION] = Connection(cycle)  # type: ignore[literal-required]
         super()._start_asgi_task(cycle, app)
 
     def _owes_answer(self) -> bool:

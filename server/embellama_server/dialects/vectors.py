@@ -3,6 +3,7 @@
 a body's encoding_format, output_dtype … ── Encoding.of ──► Encoding ── json_items ──► the inside of a JSON list
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_args
 
@@ -80,6 +81,8 @@ def check_encoding(jobs: Jobs, encoding: Encoding, normalize: bool | None = None
 
 def little_endian(rows: NDArray[Any]) -> NDArray[Any]:
     """Return rows as their bytes are sent, whatever this machine's order."""
+    if sys.byteorder == "little":
+        return np.ascontiguousarray(rows)
     return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
 
 

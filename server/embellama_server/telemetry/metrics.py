@@ -7,15 +7,18 @@ Label sets are bounded: paths and models are those that exist, statuses those of
 known by its place in the pool, not by its process.
 """
 
-import functools
-from collections.abc import Iterable, Mapping
+import bisect
+import collections
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from embellama.backend import Backend
 
@@ -29,8 +32,12 @@ TOKENS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 PHASES = ("tokenization", "queue", "inference", "encoding", "total")
 
 
-class Metrics:
-    """All metrics of one server."""
+class Metrics(Collector):
+    """All metrics of one server.
+
+    What is counted for every request is kept as plain numbers, and made Prometheus' families at a scrape: its own
+    counters and histograms take a lock for each number, which was a twelfth of what a request costs the front.
+    """
 
     def __init__(self, pools: Mapping[str, Backend[Any]]):
         """Start at 0; `pools` has each model's back end by the model's name, and may be filled later."""
@@ -39,52 +46,106 @@ class Metrics:
         ProcessCollector(registry=registry)
         GCCollector(registry)
         registry.register(_Pools(pools))
-
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(f"embellama_{name}", about, labels, registry=registry)
-
-        def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"embellama_{name}", about, labels, buckets=buckets, registry=registry)
-
-        self._requests = counter("requests", "Requests; status 0 for clients that hung up.", "path", "status", "model")
-        self._texts = counter("texts", "Texts of good requests.", "model")
-        self._tokens = counter("tokens", "Tokens of good requests, special ones included.", "model")
-        self._truncated = counter("truncated_texts", "Texts of which tokens were left out.", "model")
-        self._seconds = histogram("request_seconds", "Seconds of good requests.", SECONDS, "model", "phase")
-        self._batch_texts = histogram("batch_texts", "Texts computed together.", TEXTS, "model")
-        self._batch_tokens = histogram("batch_tokens", "Tokens computed together.", TOKENS, "model")
-
-        # Finding a label's counter takes longer than counting.
-        self._of_model = functools.cache(self._find)
-        self._of_batches = functools.cache(
-            lambda model: (self._batch_texts.labels(model), self._batch_tokens.labels(model))
-        )
+        self._requests: collections.Counter[tuple[str, str, str]] = collections.Counter()
+        self._answered: dict[str, _Answered] = collections.defaultdict(_Answered)
+        self._batches: dict[str, _Batches] = collections.defaultdict(_Batches)
+        registry.register(self)
 
     def request(self, path: str, status: int, model: str) -> None:
         """Count a request."""
-        self._requests.labels(path, str(status), model).inc()
+        self._requests[path, str(status), model] += 1
 
     def answered(self, model: str, n_texts: int, n_tokens: int, n_truncated: int, seconds: Iterable[float]) -> None:
         """Count a request that was answered with success, and how long each of `PHASES` took."""
-        counters, histograms = self._of_model(model)
-        for counter, amount in zip(counters, (n_texts, n_tokens, n_truncated), strict=True):
-            counter.inc(amount)
-        for histogram, value in zip(histograms, seconds, strict=True):
+        answered = self._answered[model]
+        answered.n_texts += n_texts
+        answered.n_tokens += n_tokens
+        answered.n_truncated += n_truncated
+        for histogram, value in zip(answered.seconds, seconds, strict=True):
             histogram.observe(value)
-
-    def _find(self, model: str) -> tuple[list[Counter], list[Histogram]]:
-        counters = [counter.labels(model) for counter in (self._texts, self._tokens, self._truncated)]
-        return counters, [self._seconds.labels(model, phase) for phase in PHASES]
 
     def batch(self, model: str, n_texts: int, n_tokens: int) -> None:
         """Count a batch that was computed."""
-        texts, tokens = self._of_batches(model)
-        texts.observe(n_texts)
-        tokens.observe(n_tokens)
+        batches = self._batches[model]
+        batches.texts.observe(n_texts)
+        batches.tokens.observe(n_tokens)
 
     def page(self) -> bytes:
         """Write all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Make families of what was counted, as a collector of `prometheus_client` does."""
+        requests = _counter("requests", "Requests; status 0 for clients that hung up.", "path", "status", "model")
+        texts = _counter("texts", "Texts of good requests.", "model")
+        tokens = _counter("tokens", "Tokens of good requests, special ones included.", "model")
+        truncated = _counter("truncated_texts", "Texts of which tokens were left out.", "model")
+        seconds = _histogram("request_seconds", "Seconds of good requests.", "model", "phase")
+        batch_texts = _histogram("batch_texts", "Texts computed together.", "model")
+        batch_tokens = _histogram("batch_tokens", "Tokens computed together.", "model")
+        for labels, n in self._requests.items():
+            requests.add_metric(labels, n)
+        for model, answered in self._answered.items():
+            texts.add_metric([model], answered.n_texts)
+            tokens.add_metric([model], answered.n_tokens)
+            truncated.add_metric([model], answered.n_truncated)
+            for phase, values in zip(PHASES, answered.seconds, strict=True):
+                seconds.add_metric([model, phase], values.buckets(), values.sum)
+        for model, batches in self._batches.items():
+            batch_texts.add_metric([model], batches.texts.buckets(), batches.texts.sum)
+            batch_tokens.add_metric([model], batches.tokens.buckets(), batches.tokens.sum)
+        return [requests, texts, tokens, truncated, seconds, batch_texts, batch_tokens]
+
+
+class _Histogram:
+    """How many values came, by size.
+
+    Attributes:
+        sum: The sum of all values.
+    """
+
+    __slots__ = ("_bounds", "_counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]):
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return each bound and how many values are not above it, as Prometheus counts."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(bounds, itertools.accumulate(self._counts), strict=True))
+
+
+class _Answered:
+    """What one model's good requests came to."""
+
+    def __init__(self) -> None:
+        self.n_texts = self.n_tokens = self.n_truncated = 0
+        self.seconds = [_Histogram(SECONDS) for _ in PHASES]
+
+
+class _Batches:
+    """What one model's batches came to."""
+
+    def __init__(self) -> None:
+        self.texts, self.tokens = _Histogram(TEXTS), _Histogram(TOKENS)
+
+
+def _gauge(name: str, about: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"embellama_{name}", about, labels=labels)
+
+
+def _counter(name: str, about: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"embellama_{name}", about, labels=labels)
+
+
+def _histogram(name: str, about: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"embellama_{name}", about, labels=labels)
 
 
 class _Pools(Collector):
@@ -94,20 +155,14 @@ class _Pools(Collector):
         self._pools = pools
 
     def collect(self) -> Iterable[Metric]:
-        def gauge(name: str, about: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"embellama_{name}", about, labels=["model", *labels])
-
-        def counter(name: str, about: str, *labels: str) -> CounterMetricFamily:
-            return CounterMetricFamily(f"embellama_{name}", about, labels=["model", *labels])
-
-        waiting = gauge("queue_requests", "Requests waiting for a worker.")
-        tokens = gauge("queue_tokens", "Tokens waiting for a worker.")
-        workers = gauge("workers", "Workers asked for.")
-        ready = gauge("workers_ready", "Workers that serve.")
-        restarts = counter("worker_restarts", "Workers that died and were started again.")
-        busy = counter("worker_busy_seconds", "Seconds in which a worker had a batch.", "worker")
-        memory = gauge("worker_memory_bytes", "Memory of a worker's own, without mapped files.", "worker")
-        resident = gauge("worker_resident_bytes", "Resident memory of a worker.", "worker")
+        waiting = _gauge("queue_requests", "Requests waiting for a worker.", "model")
+        tokens = _gauge("queue_tokens", "Tokens waiting for a worker.", "model")
+        workers = _gauge("workers", "Workers asked for.", "model")
+        ready = _gauge("workers_ready", "Workers that serve.", "model")
+        restarts = _counter("worker_restarts", "Workers that died and were started again.", "model")
+        busy = _counter("worker_busy_seconds", "Seconds in which a worker had a batch.", "model", "worker")
+        memory = _gauge("worker_memory_bytes", "Memory of a worker's own, without mapped files.", "model", "worker")
+        resident = _gauge("worker_resident_bytes", "Resident memory of a worker.", "model", "worker")
         for model, backend in self._pools.items():
             pool = backend.state
             waiting.add_metric([model], pool.n_waiting)
