@@ -206,7 +206,7 @@ class EmbeddingModel:
     def _rows(self, kind: RowKind, tokens: Rows, lengths: NDArray[np.int32]) -> Rows:
         """Make the rows of texts that are all of one kind, and check them, from the vectors of their tokens."""
         if kind == RowKind.TOKEN:
-            return normalize(tokens, "none")
+            return normalize(tokens, "none").copy()  # they are llama.cpp's
         rows = pool(tokens, lengths, self.pooling)
         return normalize(rows, self.config.normalization if kind == RowKind.TEXT else "none")
 
@@ -299,7 +299,8 @@ class _Context:
         """Compute a batch that fits; the result is not checked.
 
         Returns:
-            Each token's vector, ``(n_tokens, dim) float32``, or a reranker's scores, ``(n_texts, dim) float32``.
+            Each token's vector, ``(n_tokens, dim) float32``, in llama.cpp's own memory until the next batch; or a
+            reranker's scores, ``(n_texts, dim) float32``.
         """
         n_tokens, n_texts = len(batch.tokens), len(batch.lengths)
         text_of_token = np.repeat(np.arange(n_texts), batch.lengths)
@@ -320,7 +321,7 @@ class _Context:
         if status != 0:
             raise ModelError(f"llama.cpp failed on a batch of {n_texts} texts (status {status}): {last_error()}")
         vectors = self._scores(n_texts) if self._ranks else self._vectors(n_tokens)
-        self._failed = not np.isfinite(vectors.sum(dtype=np.float64))
+        self._failed = bool(self._memory) and not np.isfinite(vectors).all()
         return vectors
 
     def close(self) -> None:
@@ -330,7 +331,7 @@ class _Context:
         pointer = c_api.llama_get_embeddings(self._pointer)
         if not pointer:
             raise ModelError("llama.cpp gave no vectors")
-        return np.ctypeslib.as_array(pointer, (n_tokens, self._dim)).copy()
+        return np.ctypeslib.as_array(pointer, (n_tokens, self._dim))
 
     def _scores(self, n_texts: int) -> Rows:
         scores = np.empty((n_texts, self._dim), np.float32)
