@@ -6,6 +6,7 @@ Header, Tokenizer, Prompts ──► ModelInfo
 import msgspec
 
 from embellama.config import EngineConfig
+from embellama.gguf.compute import memory_bytes
 from embellama.gguf.weights import Weights
 from embellama.jobs import Jobs
 from embellama.pooling import Pooling
@@ -25,6 +26,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         normalization: How vectors are scaled.
         quantization: The type of its weights: ``bf16``, ``q8_0``, …
         n_bytes: Size of its weights.
+        memory_bytes: Memory that they take, with those that our kernels pack.
         n_parameters: Numbers that its weights are made of.
         compute: What computes its layers: ``llama``, or the instruction set of our kernels.
         prompts: Names of its prompts.
@@ -42,6 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     normalization: str
     quantization: str
     n_bytes: int
+    memory_bytes: int
     n_parameters: int
     compute: str
     prompts: list[str]
@@ -63,6 +66,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             normalization=config.normalization,
             quantization=header.quantization,
             n_bytes=header.n_bytes,
+            memory_bytes=memory_bytes(header, config.compute),
             n_parameters=sum(header.n_values.values()),
             compute=config.compute,
             prompts=jobs.prompts.names,

@@ -27,6 +27,9 @@ PATH = Path(__file__).with_name("libembellama_compute.so")
 # The weights that are packed: matrices of layers that are multiplied, and never read otherwise.
 LAYERS = r"^(enc\.)?blk\.[0-9]+\.(attn_(q|k|v|qkv|output)|ffn_(up|down|gate))\.weight$"
 
+# Instruction sets that multiply numbers of bfloat16, and pack all weights as such.
+BF16 = {"amx", "avx512_bf16"}
+
 # A function of each library of ggml's that ours calls.
 _LIBRARIES = ("ggml_version", "ggml_backend_dev_count", "ggml_backend_cpu_set_n_threads")
 

@@ -19,7 +19,7 @@ from embellama.backend import Backend
 from embellama.batch import Rows
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError, ModelError, ModelNotFound, Unavailable
-from embellama.gguf.compute import resolved
+from embellama.gguf.compute import memory_bytes, resolved
 from embellama.gguf.header import Header, files_of
 from embellama.gguf.loading import load_weights
 from embellama.info import ModelInfo
@@ -174,16 +174,18 @@ class ModelRegistry:
 
     def _make_room(self, entry: "_Entry", max_bytes: int) -> None:
         """Unload the models that were used longest ago; at last, if that is not enough, the one to be loaded again."""
-        n_bytes = Header(entry.config.model_path).n_bytes
+        config = resolved(entry.config)
+        n_bytes = memory_bytes(Header(config.model_path), config.compute)
         if n_bytes > max_bytes:
             raise ConfigError(
-                f"max_model_bytes is {max_bytes}, but model {entry.config.model_name!r} alone has {n_bytes} bytes"
+                f"max_model_bytes is {max_bytes}, but model {config.model_name!r} alone takes {n_bytes} bytes "
+                f"(computed with {config.compute})"
             )
         with self._lock:
             there = [other for other in self._entries.values() if other.model]
             there.sort(key=lambda other: (other is entry, other.used_at))
             going = []
-            while sum(other.info.n_bytes for other in there) + n_bytes > max_bytes:
+            while sum(other.info.memory_bytes for other in there) + n_bytes > max_bytes:
                 going.append(there.pop(0))
             models = [(other.config.model_name, other.take_out()) for other in going]
         for name, model in models:

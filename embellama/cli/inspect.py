@@ -22,7 +22,8 @@ def inspect(config: EngineConfig, as_json: bool) -> None:
     for field in ("info", "warnings", "faster", "loaded", "changed", "compute_reason"):
         del facts[field]
     facts["compute"] = f"{found.info.compute}: {found.compute_reason}"
-    facts["n_bytes"] = f"{found.info.n_bytes / 1e6:.1f} MB"
+    for field in ("n_bytes", "memory_bytes"):
+        facts[field] = f"{facts[field] / 1e6:.1f} MB"
     width = max(map(len, facts))
     for field, value in facts.items():
         write_line(f"{field:{width}}  {' '.join(value) or '—' if isinstance(value, list) else value}")

@@ -90,6 +90,14 @@ def resolved(config: Config) -> Config:
     return msgspec.structs.replace(config, compute=choose(config).compute)
 
 
+def memory_bytes(header: Header, compute: str) -> int:
+    """Return how much memory a model's weights take: those that our kernels pack lie there beside the file's."""
+    if compute == "llama":
+        return header.n_bytes
+    wide = 2 if compute in kernels.BF16 else 4
+    return header.n_bytes + sum(n * (wide if kind == "f32" else 2) for kind, n in _layers(header))
+
+
 def _layers(header: Header) -> list[tuple[str, int]]:
     """Return the type and the number of values of each weight that would be packed."""
     packed = re.compile(kernels.LAYERS)

@@ -223,7 +223,8 @@ def _raise_descriptor_limit() -> None:
 
 def _check_memory(models: list[ServedModel]) -> None:
     """Refuse to start more workers than there is memory for; those of one model share its weights' pages."""
-    n_bytes, n_workers = sum(model.info.n_bytes for model in models), sum(model.config.num_workers for model in models)
+    n_bytes = sum(model.info.memory_bytes for model in models)
+    n_workers = sum(model.config.num_workers for model in models)
     wanted, available = n_bytes + n_workers * WORKER_BYTES, _available_bytes()
     if wanted > available:
         raise ConfigError(

@@ -15,7 +15,9 @@ import pytest
 from embellama import ConfigError, EmbeddingEngine, EmbeddingModel, EngineConfig, kernels
 from embellama.batch import Batch
 from embellama.gguf import compute
-from embellama.gguf.compute import Choice, choose
+from embellama.gguf.compute import Choice, choose, memory_bytes
+from embellama.gguf.header import Header
+from embellama.gguf.loading import load_weights
 from tests.conftest import Reference, TinyModel, instruction_sets
 
 FASTER = """print('{"compute": "avx2", "reason": "2 times as fast"}')"""
@@ -165,6 +167,19 @@ def test_kernels_compute_only_models_that_were_loaded_with_them(tiny: TinyModel)
     # In each of its two layers.
     assert after.products - before.products == 12
     assert after.attentions - before.attentions == 2
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_what_is_packed_counts_as_memory_of_a_model(instruction_set: str, model_path: str) -> None:
+    ours, header, shared = config(model_path, compute=instruction_set), Header(model_path), kernels.SharedWeights()
+    with open(shared.path, "r+b") as memory:
+        load_weights(ours, memory.fileno())
+        packed = os.fstat(memory.fileno()).st_size
+    assert memory_bytes(header, instruction_set) - header.n_bytes == pytest.approx(packed, rel=0.01)
+    with pytest.raises(ConfigError, match=f"'minilm' alone takes .* bytes \\(computed with {instruction_set}\\)"):
+        EmbeddingEngine(ours, max_model_bytes=header.n_bytes)
+    with EmbeddingEngine(ours, max_model_bytes=header.n_bytes + packed) as engine:
+        assert engine.model_info().memory_bytes == memory_bytes(header, instruction_set)
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -205,7 +205,7 @@ def test_models_that_made_room_can_be_unloaded_and_reloaded(crowded: EmbeddingEn
 def test_a_model_that_is_too_large_alone_is_refused(tiny_path: str) -> None:
     n_bytes = Header(tiny_path).n_bytes
     with pytest.raises(
-        ConfigError, match=f"max_model_bytes is {n_bytes - 1}, but model 'tiny' alone has {n_bytes} bytes"
+        ConfigError, match=f"max_model_bytes is {n_bytes - 1}, but model 'tiny' alone takes {n_bytes} bytes"
     ):
         EmbeddingEngine(named(tiny_path), max_model_bytes=n_bytes - 1)
     EmbeddingEngine(named(tiny_path), max_model_bytes=n_bytes).close()
@@ -226,7 +226,7 @@ def test_reloading_a_file_that_has_grown_keeps_to_the_ceiling(own_path: str, tin
         engine.reload_model("b")
         assert in_memory(engine) == ["b"]
         os.replace(write_bert(Path(own_path + ".new"), more_words=[f"word{i}" for i in range(1000)]), own_path)
-        with pytest.raises(ConfigError, match="'b' alone has"):
+        with pytest.raises(ConfigError, match="'b' alone takes"):
             engine.reload_model("b")
         assert engine.embed("b", "red").shape == (32,)
 
