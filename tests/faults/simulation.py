@@ -17,6 +17,7 @@ from embellama_server.workers.channel import CANARY, STARTED, WorkerReply
 from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama.batch import Batch, Rows, Tokens
+from embellama.kernels import SharedWeights
 
 DIM = 4
 KILLS, FAILS, HANGS = 1001, 1002, 1003  # tokens of texts that end a worker, that it cannot compute, that it is lost in
@@ -149,7 +150,11 @@ class Pool:
         self.failed = self.call(self.dispatcher.start)
 
     def _launch(
-        self, number: int, on_reply: Callable[[WorkerReply], None], on_close: Callable[[], None]
+        self,
+        shared: SharedWeights,
+        number: int,
+        on_reply: Callable[[WorkerReply], None],
+        on_close: Callable[[], None],
     ) -> SimulatedProcess:
         if self.no_process:
             raise OSError(11, "Resource temporarily unavailable")

@@ -1,5 +1,8 @@
 """Workers compute with our kernels on one copy of the packed weights, whichever of them made it."""
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,14 +10,19 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Reference, Server, instruction_sets, running_server
+from tests.conftest import Reference, Server, instruction_sets, running_server, wait_until
 
 INSTRUCTION_SET = instruction_sets()[0]
 
 
 @pytest.fixture(scope="module")
-def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    flags = ("--model-path", model_path, "--workers", "2", "--compute", INSTRUCTION_SET)
+def own_path(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(shutil.copy(model_path, tmp_path_factory.mktemp("compute") / "minilm.gguf"))
+
+
+@pytest.fixture(scope="module")
+def server(own_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ("--model-path", own_path, "--workers", "2", "--compute", INSTRUCTION_SET)
     with running_server(tmp_path_factory.mktemp("compute") / "log", *flags) as server:
         yield server
 
@@ -50,3 +58,20 @@ def test_vectors_are_those_of_sentence_transformers(server: Server, reference: R
     ).json()
     for item, vector in zip(answer["data"], reference.vectors, strict=False):
         assert item["embedding"] @ vector >= 0.9999
+
+
+def test_workers_share_what_is_packed_of_a_file_that_has_changed(server: Server, own_path: str) -> None:
+    before = server.workers()
+    [(old, _)] = shared_weights(before[0])
+    os.utime(own_path)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not {*before} & {*server.workers()}, "all workers are replaced")
+    server.wait_ready()
+    (first, *_), (second, *_) = [shared_weights(worker) for worker in server.workers()]
+    assert first[0] == second[0] != old
+
+    def n_open() -> int:
+        files = Path(f"/proc/{server.process.pid}/fd").iterdir()
+        return sum("memfd:embellama-weights" in os.path.realpath(file) for file in files)
+
+    wait_until(lambda: n_open() == 1, "the old copy is given up")

@@ -55,8 +55,8 @@ class Process(Protocol):
         """Wait until it is gone; if it does not go within `STOP_S`, kill it."""
 
 
-Launch = Callable[[int, Callable[[WorkerReply], None], Callable[[], None]], Process]
-"""Starts a worker with this number in the running event loop. Its replies go to the first function; the second is
+Launch = Callable[[SharedWeights, int, Callable[[WorkerReply], None], Callable[[], None]], Process]
+"""Starts a worker with these weights and this number in the running event loop. Its replies go to the first function; the second is
 called once, when it is gone. Raises OSError if no process can be started."""
 
 
@@ -73,6 +73,7 @@ class WorkerProcess:
         on_close: Callable[[], None],
     ):
         """Start the process, in the running event loop. Raises OSError if none can be started."""
+        self._shared = shared  # else its path could lead to another file by the time the process opens it
         context = multiprocessing.get_context("spawn")
         self._channel = Channel(context)
         self._process = context.Process(
@@ -115,6 +116,7 @@ class WorkerProcess:
         if code:  # the kernel's SIGKILL when memory is short, and SIGABRT or SIGSEGV, are different things to look for
             logger.info("worker process %d %s", self.pid, signals.how_it_ended(code))
         self._process.close()
+        del self._shared
 
 
 def resident_and_shared(pid: int) -> tuple[int, int]:

@@ -77,7 +77,8 @@ class Supervisor:
     def __init__(self, config: ServerConfig, canary: Tokens, listener: Listener, launch: Launch | None = None):
         """Prepare for a checked `config`; `canary` is what all workers must embed alike; `launch` starts a worker."""
         self._config = config
-        self._launch = launch or functools.partial(WorkerProcess, config, canary, SharedWeights())
+        self._launch = launch or functools.partial(WorkerProcess, config, canary)
+        self._shared = SharedWeights()
         self._canary = Canary(canary, scores=config.pooling == "rank")
         self._listener = listener
         self._workers: dict[int, WorkerRecord] = {}
@@ -147,6 +148,7 @@ class Supervisor:
         self._restart_waits = True
         async with self._restarting:
             self._restart_waits = False
+            self._shared = SharedWeights()  # the file may be another one
             for worker in list(self._workers.values()):
                 await worker.settled.wait()  # it may have read an older file
                 if worker.state == "ready" and (successor := self._replace(worker, "all are started again")):
@@ -170,7 +172,7 @@ class Supervisor:
         place = self._places.lowest_free(self._workers.values())
         worker = WorkerRecord(self._number, place, self._loop.time(), n_fruitless, replaces)
         worker.process = self._launch(
-            worker.number, lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker)
+            self._shared, worker.number, lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker)
         )
         self._workers[worker.number] = worker
         return worker
