@@ -14,6 +14,7 @@ import sys
 
 from embellama.gguf.header import Header
 from embellama.llama import c_api
+from embellama.machine.isolated import python_environment
 from embellama.machine.measurements import CachedMeasurement
 
 logger = logging.getLogger("embellama.gguf.amx")
@@ -63,7 +64,9 @@ def _try(path: str) -> bool | None:
     """Return whether computing with AMX works, or None if the trial ended before it could tell."""
     command = [sys.executable, "-m", TRIAL, path]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S, env=python_environment()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode > 0:  # an error was raised, as for a damaged file; a signal is a status below 0

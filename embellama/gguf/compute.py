@@ -7,6 +7,7 @@ before they compute a model for the first time, a process of its own compares th
 """
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from embellama import kernels
 from embellama.config import Config, EngineConfig
 from embellama.errors import ConfigError
 from embellama.gguf.header import Header
+from embellama.machine.isolated import python_environment
 from embellama.machine.measurements import CachedMeasurement
 from embellama.machine.signals import how_it_ended
 
@@ -117,9 +119,10 @@ def _why_not(config: EngineConfig, header: Header) -> str:
 
 
 def _measured(config: EngineConfig, header: Header, instruction_sets: tuple[str, ...]) -> Choice:
-    tensors = [(name, kind, header.n_values[name]) for name, kind in header.tensors.items()]
-    values = {name: value for name, value in header.values.items() if not name.startswith("tokenizer.")}
-    measurement = CachedMeasurement("compute", instruction_sets, tensors, values)
+    # Weights of the same shapes may have numbers that kernels get wrong, and only reading all would tell them apart.
+    files = [(path, os.stat(path)) for path in sorted({os.path.realpath(file) for file in header.files.values()})]
+    stamps = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    measurement = CachedMeasurement("compute", instruction_sets, stamps)
     if known := measurement.read():
         try:
             return msgspec.json.decode(known, type=Choice)
@@ -139,9 +142,14 @@ def _try(config: EngineConfig) -> tuple[Choice, bool]:
         return Choice("llama", "there is no Python to try our kernels with"), False
     command = [sys.executable, "-m", TRIAL, config.model_path, config.pooling]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Choice("llama", f"the trial of our kernels did not end: {error}"), False
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRIAL_S, env=python_environment()
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"the trial of our kernels took more than {TRIAL_S:.0f} s; touch the file to repeat it"
+        return Choice("llama", reason), True
+    except OSError as error:
+        return Choice("llama", f"the trial of our kernels could not be started: {error}"), False
     if done.returncode < 0:
         return Choice("llama", f"the trial of our kernels {how_it_ended(done.returncode)}"), (
             -done.returncode in CRASHES

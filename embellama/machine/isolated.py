@@ -65,8 +65,7 @@ class IsolatedProcess(Generic[Target]):
                     stdin=subprocess.PIPE,  # its end tells the process that this one has ended
                     stdout=subprocess.DEVNULL,
                     pass_fds=[other_end.fileno()],
-                    # As in the server's workers: a dying ggml must not start a debugger.
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "GGML_NO_BACKTRACE": "1"},
+                    env=python_environment(),
                 )
             _started.add(self)
         except BaseException:
@@ -126,6 +125,13 @@ class IsolatedProcess(Generic[Target]):
 
     def _death(self) -> ProcessFailed:
         return ProcessFailed(f"its process {signals.how_it_ended(self._process.wait())}")
+
+
+def python_environment() -> dict[str, str]:
+    """Return the environment of a Python that imports what this one does, and nothing from the current folder."""
+    path = os.pathsep.join(filter(None, sys.path))
+    # As in the server's workers: a dying ggml must not start a debugger.
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "GGML_NO_BACKTRACE": "1"}
 
 
 _started: weakref.WeakSet[IsolatedProcess[Any]] = weakref.WeakSet()

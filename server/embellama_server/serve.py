@@ -132,6 +132,8 @@ def build(config: ServerConfig) -> ServerState:
         ConfigError: A model's settings are wrong, or there is too little memory.
         ModelLoadError: A file cannot be loaded.
     """
+    # Workers import nothing that lies in the current folder, as this process does not.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     backends: dict[str, Backend[Any]] = {}

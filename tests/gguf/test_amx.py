@@ -1,7 +1,5 @@
 """AMX, which ends the process in some builds of llama.cpp, is tried before it is used, in a process of its own."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +10,19 @@ from embellama.gguf import amx
 from embellama.gguf.loading import load_weights
 from embellama.gguf.weights import Weights
 from embellama.llama import c_api
+from tests.gguf.conftest import SetTrial
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 FAILS = "raise ValueError"
 WORKS = ""
 
-SetTrial = Callable[[str], Path]
-
 
 @pytest.fixture
-def set_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetTrial:
-    """Let this CPU have AMX, used for F32 too; put a program in the trial's place, and return the file of its runs."""
+def set_trial(set_trial: SetTrial, monkeypatch: pytest.MonkeyPatch) -> SetTrial:
+    """Let this CPU have AMX, used for F32 too."""
     monkeypatch.setattr(amx, "HAS_AMX", True)
     monkeypatch.setattr(amx, "TYPES", {"f32"})
-    monkeypatch.setattr(amx, "TRIAL", "trial_of_a_test")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    runs = tmp_path / "runs"
-    runs.touch()
-
-    def set_to(program: str) -> Path:
-        (tmp_path / "trial_of_a_test.py").write_text(f"open({str(runs)!r}, 'a').write('x')\n{program}\n")
-        return runs
-
-    return set_to
+    return set_trial
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import gc
 import logging
 import os
 import platform
+import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from embellama.gguf.compute import Choice, choose, memory_bytes
 from embellama.gguf.header import Header
 from embellama.gguf.loading import load_weights
 from tests.conftest import Reference, TinyModel, instruction_sets
+from tests.gguf.conftest import SetTrial
 
 FASTER = """print('{"compute": "avx2", "reason": "2 times as fast"}')"""
 WRONG = """print('{"compute": "llama", "reason": "in a trial avx2 gave other vectors"}')"""
@@ -30,25 +31,13 @@ INSTRUCTION_SETS = instruction_sets()
 
 TEXTS = ["red green blue one two three", "a", "red z " * 12]
 
-SetTrial = Callable[[str], Path]
-
 
 @pytest.fixture
-def set_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetTrial:
-    """Put a program in the trial's place, for models of any size, and return the file of its runs."""
-    monkeypatch.setattr(compute, "TRIAL", "trial_of_a_test")
+def set_trial(set_trial: SetTrial, monkeypatch: pytest.MonkeyPatch) -> SetTrial:
+    """Let models of any size be tried, and a trial take a second or two."""
     monkeypatch.setattr(compute, "MIN_BYTES", 0)
-    monkeypatch.setattr(compute, "TRIAL_S", 5.0)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    runs = tmp_path / "runs"
-    runs.touch()
-
-    def set_to(program: str) -> Path:
-        (tmp_path / "trial_of_a_test.py").write_text(f"open({str(runs)!r}, 'a').write('x')\n{program}\n")
-        return runs
-
-    return set_to
+    monkeypatch.setattr(compute, "TRIAL_S", 2.0)
+    return set_trial
 
 
 def config(path: str | Path, **settings: object) -> EngineConfig:
@@ -60,7 +49,11 @@ def test_a_cpu_with_avx2_has_kernels() -> None:
     assert platform.machine() != "x86_64" or "avx2" not in flags or "avx2" in INSTRUCTION_SETS
 
 
-def test_the_trial_finds_the_default_model_right_or_says_what_it_found(model_path: str) -> None:
+def test_the_trial_finds_the_default_model_right_or_says_what_it_found_in_any_folder(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a stranger was imported')")
+    monkeypatch.chdir(tmp_path)
     choice, kept = compute._try(config(model_path))
     assert kept
     assert choice.compute in {"llama", *INSTRUCTION_SETS}
@@ -82,6 +75,7 @@ def test_vectors_are_those_of_sentence_transformers(
         (FASTER, "avx2", "2 times as fast"),
         (WRONG, "llama", "other vectors"),
         (DIES, "llama", "ended by signal 4 (SIGILL)"),
+        (HANGS, "llama", "took more than 2 s; touch the file to repeat it"),
     ],
 )
 def test_a_model_is_tried_once_and_what_was_found_is_said(
@@ -95,12 +89,22 @@ def test_a_model_is_tried_once_and_what_was_found_is_said(
     assert (line.levelname == "WARNING") == (chosen == "llama")
 
 
-@pytest.mark.parametrize(("program", "told"), [(FAILS, "a tensor is missing"), (HANGS, "did not end")])
-def test_a_trial_that_tells_nothing_is_made_again(program: str, told: str, set_trial: SetTrial, tiny_path: str) -> None:
-    runs = set_trial(program)
+def test_a_trial_that_tells_nothing_is_made_again(set_trial: SetTrial, tiny_path: str) -> None:
+    runs = set_trial(FAILS)
     assert choose(config(tiny_path)).compute == "llama"
-    assert told in choose(config(tiny_path)).reason
+    assert "a tensor is missing" in choose(config(tiny_path)).reason
     assert runs.read_text() == "xx"
+
+
+def test_a_changed_file_and_another_one_are_tried_anew(set_trial: SetTrial, tiny_path: str, tmp_path: Path) -> None:
+    runs = set_trial(HANGS)
+    paths = [shutil.copy(tiny_path, tmp_path / name) for name in ("a.gguf", "b.gguf")]
+    assert choose(config(paths[0])).compute == "llama"
+    set_trial(FASTER)
+    assert [choose(config(path)).compute for path in paths] == ["llama", "avx2"]
+    os.utime(paths[0])
+    assert choose(config(paths[0])).compute == "avx2"
+    assert runs.read_text() == "xxx"
 
 
 def test_models_that_gain_nothing_are_not_tried(

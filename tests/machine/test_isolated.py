@@ -28,6 +28,13 @@ def test_a_signal_to_the_whole_group_does_not_end_it(number: signal.Signals) -> 
         assert process.call(len) == 3
 
 
+def test_nothing_is_imported_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "signal.py").write_text("raise SystemExit('a stranger was imported')")
+    monkeypatch.chdir(tmp_path)
+    with IsolatedProcess(str, "one") as process:
+        assert process.call(len) == 3
+
+
 def test_a_signal_that_comes_while_it_starts_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     popen = IsolatedProcess.__init__.__globals__["subprocess"].Popen
 

@@ -55,6 +55,15 @@ def test_hangups_while_starting_wait_until_there_are_workers(tiny_path: str, tmp
         assert "Traceback" not in log.read_text()
 
 
+def test_workers_import_nothing_from_the_current_folder(
+    start_server: StartServer, tiny_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit('a stranger was imported')")
+    monkeypatch.chdir(tmp_path)
+    with start_server("--model-path", tiny_path, "--workers", "1"):
+        pass
+
+
 def test_hangups_do_not_hold_up_the_end(start_server: StartServer, tiny_path: str) -> None:
     with start_server("--model-path", tiny_path, "--workers", "2") as server:
         server.process.terminate()

@@ -56,8 +56,8 @@ class Process(Protocol):
 
 
 Launch = Callable[[SharedWeights, int, Callable[[WorkerReply], None], Callable[[], None]], Process]
-"""Starts a worker with these weights and this number in the running event loop. Its replies go to the first function; the second is
-called once, when it is gone. Raises OSError if no process can be started."""
+"""Starts a worker with these weights and this number in the running event loop. Its replies go to the first function;
+the second is called once, when it is gone. Raises OSError if no process can be started."""
 
 
 class WorkerProcess:
