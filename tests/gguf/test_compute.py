@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from embellama import ConfigError, EmbeddingEngine, EmbeddingModel, EngineConfig, kernels
+from embellama import ConfigError, EmbeddingEngine, EmbeddingModel, EngineConfig, compute_trial, kernels
 from embellama.batch import Batch
 from embellama.gguf import compute
 from embellama.gguf.compute import Choice, choose, memory_bytes
@@ -58,6 +58,15 @@ def test_the_trial_finds_the_default_model_right_or_says_what_it_found_in_any_fo
     assert kept
     assert choice.compute in {"llama", *INSTRUCTION_SETS}
     assert ("times as fast as llama.cpp, cosine " in choice.reason) == (choice.compute != "llama")
+
+
+def test_kernels_for_float32_must_give_nearly_the_same_vectors(
+    model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels.library(), "instruction_sets", ["avx2"])
+    monkeypatch.setattr(compute_trial, "compare", lambda *_: 0.9995)
+    compute_trial.main(model_path, "auto")
+    assert "avx2 gave other vectors, with a cosine of 0.9995" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
