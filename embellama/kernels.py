@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from embellama.llama import ggml, libggml
+from embellama.llama import ggml, version
 
 logger = logging.getLogger("embellama.kernels")
 
@@ -30,8 +30,8 @@ LAYERS = r"^(enc\.)?blk\.[0-9]+\.(attn_(q|k|v|qkv|output)|ffn_(up|down|gate))\.w
 # Instruction sets that multiply numbers of bfloat16, and pack all weights as such.
 BF16 = {"amx", "avx512_bf16"}
 
-# A function of each library of ggml's that ours calls.
-_LIBRARIES = ("ggml_version", "ggml_backend_dev_count", "ggml_backend_cpu_set_n_threads")
+# ggml's libraries that ours calls.
+_GGML = ("libggml", "libggml-base", "libggml-cpu")
 
 
 class KernelsUnusable(Exception):
@@ -67,17 +67,18 @@ class Library:
             raise KernelsUnusable("they were not built (scripts/setup builds them)")
         if sys.platform != "linux":
             raise KernelsUnusable(f"there are none for {sys.platform}")
+        ggml_version = ggml("ggml_version", ctypes.c_char_p).decode()
         try:
-            for function in _LIBRARIES:
-                # Its symbols are ggml's, and must be found in the copy that llama.cpp uses.
-                ctypes.CDLL(_library_of(function), mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+            for name in _GGML:
+                # It finds them by these names where they are loaded; no others may be loaded for it.
+                ctypes.CDLL(f"{name}.so.{ggml_version.partition('.')[0]}", mode=os.RTLD_NOLOAD)
             self._library = ctypes.CDLL(str(path))
-        except (OSError, AttributeError) as error:  # an AttributeError names a function that ggml lacks
+            built_for = self._call("built_for", ctypes.c_char_p).decode()
+        except (OSError, AttributeError) as error:  # an AttributeError names a function that an older library lacks
             raise KernelsUnusable(f"they cannot be loaded: {error}") from None
-        built_for = self._call("ggml_version", ctypes.c_char_p).decode()
-        loaded = ggml("ggml_version", ctypes.c_char_p).decode()
+        loaded = f"llama-cpp-python {version} with ggml {ggml_version}"
         if built_for != loaded:
-            raise KernelsUnusable(f"they were built for ggml {built_for}, and {loaded} is loaded (run scripts/setup)")
+            raise KernelsUnusable(f"they were built for {built_for}, and {loaded} is loaded (run scripts/setup)")
         self.instruction_sets: list[str] = self._call("instruction_sets", ctypes.c_char_p).decode().split()
         if not self.instruction_sets:
             raise KernelsUnusable("there are none for this CPU")
@@ -159,18 +160,3 @@ def _key_of(files: Iterable[str], instruction_set: str) -> int:
     stats = [os.stat(file) for file in sorted(files)]
     facts = [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
     return int.from_bytes(hashlib.sha256(repr((instruction_set, facts)).encode()).digest()[:8])
-
-
-class _Symbol(ctypes.Structure):
-    """Dl_info of dlfcn.h."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("file", "base", "name", "address")]
-
-
-def _library_of(function: str) -> str:
-    """Return the path of the loaded library that a function of ggml's lies in."""
-    symbol = _Symbol()
-    address = ctypes.cast(libggml[function], ctypes.c_void_p)
-    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(symbol)):
-        raise KernelsUnusable(f"{function} is in no library")
-    return os.fsdecode(ctypes.string_at(symbol.file))

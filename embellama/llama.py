@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
+from llama_cpp import __version__ as version
 from llama_cpp import llama_cpp as c_api
 
 logger = logging.getLogger("embellama.llama_cpp")
@@ -45,7 +46,7 @@ def _log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
 # has copies in place of links, and `llama_cpp._ggml` loads another one, whose devices are not llama.cpp's.
 libggml = c_api._lib
 
-__all__ = ["c_api", "ggml", "last_error", "libggml"]
+__all__ = ["c_api", "ggml", "last_error", "libggml", "version"]
 
 c_api.llama_log_set(_log, ctypes.c_void_p(0))
 c_api.llama_backend_init()

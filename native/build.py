@@ -113,7 +113,7 @@ def _build(folder: Path, llama: Llama | None, requirement: str) -> Path:
     built_of, built_by = (*_lines(key), "", "")[:2]
     compiler = _compiler()
     if llama:
-        sources = _sources(llama.ggml)
+        sources = _sources(llama.version, llama.ggml)
         # What is up to date needs no compiler.
         if library.exists() and sources == built_of and (not compiler or compiler.identity == built_by):
             return library
@@ -123,7 +123,7 @@ def _build(folder: Path, llama: Llama | None, requirement: str) -> Path:
         raise Unbuildable("needs CMake (on Debian: apt install cmake)")
     headers = _headers(llama, requirement)
     ggml = llama.ggml if llama else (headers / _GGML).read_text()
-    sources = _sources(ggml)
+    sources = _sources(headers.name, ggml)
     if library.exists() and (sources, compiler.identity) == (built_of, built_by):
         return library
     key.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _build(folder: Path, llama: Llama | None, requirement: str) -> Path:
 
 
 def _compile(folder: Path, headers: Path, ggml: str, compiler: Compiler) -> None:
-    options = [f"-DGGML_INCLUDE={headers}", f"-DGGML_VERSION={ggml}"]
+    options = [f"-DGGML_INCLUDE={headers}", f"-DGGML_VERSION={ggml}", f"-DLLAMA_VERSION={headers.name}"]
     environment = os.environ | {"CXX": compiler.command}
     threads = str(len(os.sched_getaffinity(0)))
     for command in (["-S", str(NATIVE), "-B", str(folder), *options], ["--build", str(folder), "--parallel", threads]):
@@ -249,9 +249,9 @@ def _compiler() -> Compiler | None:
     return None
 
 
-def _sources(ggml: str) -> str:
-    """Hash what the library is made of: our sources, and which ggml it is for."""
-    digest = hashlib.sha256(ggml.encode())
+def _sources(llama: str, ggml: str) -> str:
+    """Hash what the library is made of: our sources, and which llama-cpp-python and ggml it is for."""
+    digest = hashlib.sha256(f"{llama} {ggml}".encode())
     for path in sorted([NATIVE / "CMakeLists.txt", *NATIVE.glob("include/**/*.*"), *NATIVE.glob("src/**/*.*")]):
         digest.update(f"\0{path.relative_to(NATIVE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

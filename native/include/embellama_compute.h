@@ -17,8 +17,8 @@ extern "C" {
 
 #define EMBELLAMA_COMPUTE_API __attribute__((visibility("default")))
 
-/// The version of ggml whose headers this was compiled with. With another one nothing here may be called.
-EMBELLAMA_COMPUTE_API const char *embellama_compute_ggml_version(void);
+/// The versions of llama-cpp-python and ggml whose headers this was compiled with. With others nothing here may be called.
+EMBELLAMA_COMPUTE_API const char *embellama_compute_built_for(void);
 
 /// The instruction sets that this CPU can compute with, fastest first, separated by spaces; "" if there are none.
 EMBELLAMA_COMPUTE_API const char *embellama_compute_instruction_sets(void);

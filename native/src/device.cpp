@@ -141,7 +141,7 @@ Device *find(const char *instruction_set) {
 
 using namespace embellama;
 
-const char *embellama_compute_ggml_version(void) { return EMBELLAMA_GGML_VERSION; }
+const char *embellama_compute_built_for(void) { return EMBELLAMA_BUILT_FOR; }
 
 const char *embellama_compute_instruction_sets(void) {
     static const std::string names = [] {

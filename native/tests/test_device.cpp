@@ -71,8 +71,8 @@ static std::vector<float> compute(std::vector<ggml_backend_t> backends, ggml_bac
 int main(int, char **arguments) {
     void *library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
     check(library, "%s", dlerror());
-    check(!strcmp(FIND(embellama_compute_ggml_version)(), ggml_version()), "it is made for ggml %s, not %s",
-          FIND(embellama_compute_ggml_version)(), ggml_version());
+    check(strstr(FIND(embellama_compute_built_for)(), ggml_version()), "it is built for %s, not ggml %s",
+          FIND(embellama_compute_built_for)(), ggml_version());
     check(strstr(FIND(embellama_compute_instruction_sets)(), "avx2"), "it can't use AVX2");
     check(!FIND(embellama_compute_device)("none") && !FIND(embellama_compute_weights)("none"), "there is a device \"none\"");
     for (size_t i = 0; i < ggml_backend_dev_count(); i++)

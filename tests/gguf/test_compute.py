@@ -152,9 +152,15 @@ def test_without_a_library_all_works_and_one_line_says_why(
     ]
 
 
-def test_a_library_for_another_ggml_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "ggml", lambda *_: b"0.0.1")
-    with pytest.raises(kernels.KernelsUnusable, match=r"built for ggml .*, and 0\.0\.1 is loaded"):
+@pytest.mark.parametrize(
+    ("name", "value", "loaded"),
+    [("ggml", lambda *_: b"0.0.1", r".* with ggml 0\.0\.1"), ("version", "0.1", r"llama-cpp-python 0\.1 .*")],
+)
+def test_a_library_for_another_llama_cpp_is_not_used(
+    name: str, value: object, loaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, name, value)
+    with pytest.raises(kernels.KernelsUnusable, match=f"built for llama-cpp-python .*, and {loaded} is loaded"):
         kernels.Library(kernels.PATH)
 
 
