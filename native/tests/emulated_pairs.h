@@ -1,16 +1,10 @@
-// What AVX512-BF16's vdpbf16ps does, in plain C++: two products for each float, added one after the other.
+// What AVX512-BF16's vdpbf16ps does: two products for each float, added one after the other.
 
-template <typename Totals, typename Pairs> static Totals dot(Totals total, Pairs a, Pairs b) {
-    const auto high = [](uint32_t bits) {
-        float value;
-        bits &= 0xffff0000;
-        memcpy(&value, &bits, sizeof value);
-        return value;
-    };
-    for (int i = 0; i < 16; i++) {
-        total[i] += high(a[i]) * high(b[i]);
-        total[i] += high(a[i] << 16) * high(b[i] << 16);
-    }
+template <typename Totals, typename Pairs>
+static inline __attribute__((always_inline)) Totals dot(Totals total, Pairs a, Pairs b) {
+    constexpr uint32_t SECOND = 0xffff0000;
+    total += (Totals)(a & SECOND) * (Totals)(b & SECOND);
+    total += (Totals)(a << 16) * (Totals)(b << 16);
     return total;
 }
 

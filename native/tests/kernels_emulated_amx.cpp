@@ -50,19 +50,23 @@ static void tile_store(int t, void *to, int64_t step) {
 
 /// TDPBF16PS: to[m][n] += a[m][2k] b[k][2n] + a[m][2k + 1] b[k][2n + 1], one after the other.
 static void tile_dot(int to, int a, int b) {
-    float left[ROWS][32], right[ROWS][32];
-    for (int r = 0; r < ROWS; r++) {
-        uint16_t halves[2][32];
-        memcpy(halves[0], tiles[a].rows[r], BYTES);
-        memcpy(halves[1], tiles[b].rows[r], BYTES);
-        for (int i = 0; i < 32; i++) left[r][i] = of_bf16(halves[0][i]), right[r][i] = of_bf16(halves[1][i]);
+    typedef float Totals __attribute__((vector_size(BYTES)));
+    typedef uint32_t Pairs __attribute__((vector_size(BYTES)));
+    constexpr uint32_t SECOND = 0xffff0000;
+    uint32_t left[ROWS][ROWS];
+    Pairs right[ROWS];
+    memcpy(left, tiles[a].rows, sizeof left);
+    memcpy(right, tiles[b].rows, sizeof right);
+    for (int m = 0; m < ROWS; m++) {
+        Totals total;
+        memcpy(&total, tiles[to].rows[m], BYTES);
+        for (int k = 0; k < ROWS; k++) {
+            const Pairs pair = Pairs{} + left[m][k];
+            total += (Totals)(pair << 16) * (Totals)(right[k] << 16);
+            total += (Totals)(pair & SECOND) * (Totals)(right[k] & SECOND);
+        }
+        memcpy(tiles[to].rows[m], &total, BYTES);
     }
-    for (int m = 0; m < ROWS; m++)
-        for (int k = 0; k < ROWS; k++)
-            for (int n = 0; n < ROWS; n++) {
-                tiles[to].rows[m][n] += left[m][2 * k] * right[k][2 * n];
-                tiles[to].rows[m][n] += left[m][2 * k + 1] * right[k][2 * n + 1];
-            }
 }
 
 } // namespace embellama::emulated_amx

@@ -66,7 +66,7 @@ def build(name: str, flags: str, target: str) -> Path:
         if compiled.returncode:
             pytest.skip(f"the compiler has no {option}")
     folder = ROOT / "build" / "native-tests" / name
-    options = ["-DEMBELLAMA_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_CXX_FLAGS_RELEASE="]
+    options = ["-DEMBELLAMA_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=Test"]
     assert HEADERS.exists(), "run scripts/test, which keeps ggml's headers, or native/build.py"
     options += [f"-DGGML_INCLUDE={HEADERS}", f"-DGGML_VERSION={ggml_version()}", f"-DGGML_LIB={LIBRARIES}"]
     threads = str(len(os.sched_getaffinity(0)))
