@@ -139,7 +139,8 @@ def library() -> Library:
 class SharedWeights:
     """Memory of this process in which worker processes share the weights that our kernels pack.
 
-    The first worker fills it, and one that is killed meanwhile leaves that to the next. It is freed with this object
+    The first worker fills it, and one that is killed meanwhile leaves that to the next; one that is stopped has the others
+    pack for themselves after a minute. It is freed with this object
     and the last worker that uses it, however they end. It is for one state of a model's files: where they have changed,
     a worker packs the weights for itself.
 

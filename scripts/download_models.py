@@ -349,11 +349,11 @@ def add_word_pieces(writer: Any, pieces: list[str], n_types: int) -> None:
 
 
 def check(path: Path, model: dict[str, Any]) -> None:
-    """Load the file as users will, and compare its vector of one text with the one in models.toml."""
+    """Load the file, and compare its vector of one text by llama.cpp's own code with the one in models.toml."""
     from embellama import EmbeddingModel, EmbellamaError, EngineConfig
 
     try:
-        with EmbeddingModel(EngineConfig(model_path=str(path), model_name="check")) as loaded:
+        with EmbeddingModel(EngineConfig(model_path=str(path), compute="llama")) as loaded:
             row = loaded.embed(model.get("probe", "Hello, world!"))
     except EmbellamaError as error:
         path.unlink()

@@ -120,9 +120,9 @@ def _why_not(config: EngineConfig, header: Header) -> str:
 
 def _measured(config: EngineConfig, header: Header, instruction_sets: tuple[str, ...]) -> Choice:
     # Weights of the same shapes may have numbers that kernels get wrong, and only reading all would tell them apart.
-    files = [(path, os.stat(path)) for path in sorted({os.path.realpath(file) for file in header.files.values()})]
-    stamps = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
-    measurement = CachedMeasurement("compute", instruction_sets, stamps)
+    stats = [os.stat(file) for file in sorted({*header.files.values()})]
+    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]  # which a file keeps when it is moved
+    measurement = CachedMeasurement("compute", instruction_sets, header.values, header.tensors, stamps)
     if known := measurement.read():
         try:
             return msgspec.json.decode(known, type=Choice)

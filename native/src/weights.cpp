@@ -5,12 +5,18 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <new>
 
 #include "embellama_compute.h"
 #include "ggml-backend-impl.h"
+
+// How long to wait for another process to load the weights that are shared, before they are packed once more for this one.
+#ifndef EMBELLAMA_PATIENCE_MS
+#define EMBELLAMA_PATIENCE_MS 60000
+#endif
 
 namespace embellama {
 
@@ -91,6 +97,16 @@ size_t alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor *tensor) {
     return kernels->packed_bytes(format, tensor->ne[0], ggml_nrows(tensor));
 }
 
+/// Wait for the process that writes shared memory; false if it takes so long that it may be stopped.
+bool lock(int fd) {
+    constexpr int STEP_MS = 10;
+    for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += STEP_MS) {
+        if (errno != EWOULDBLOCK || waited >= EMBELLAMA_PATIENCE_MS) return false;
+        usleep(STEP_MS * 1000);
+    }
+    return true;
+}
+
 /// Map memory that several processes share, or return null where that can't be had.
 Memory *map_shared(int shared, size_t size) {
     // A description of its own, so that its lock is its own too.
@@ -98,7 +114,7 @@ Memory *map_shared(int shared, size_t size) {
     snprintf(path, sizeof path, "/proc/self/fd/%d", shared);
     const int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return nullptr;
-    if (flock(fd, LOCK_EX) != 0 || (lseek(fd, 0, SEEK_END) < off_t(size) && ftruncate(fd, size) != 0)) {
+    if (!lock(fd) || (lseek(fd, 0, SEEK_END) < off_t(size) && ftruncate(fd, size) != 0)) {
         close(fd);
         return nullptr;
     }

@@ -178,6 +178,26 @@ static void the_second_writes_when_the_first_is_killed_half_way() {
     close(fd);
 }
 
+static void the_second_does_not_wait_for_a_first_that_is_stopped() {
+    const int fd = make_memory();
+    const pid_t child = fork();
+    if (child == 0) {
+        embellama_compute_share(fd, KEY);
+        Weights weights;
+        weights.load_first(3);
+        raise(SIGSTOP);
+    }
+    int status;
+    check(waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status), "the first is not stopped");
+    Weights *weights;
+    load(fd, weights, 5);
+    check(weights->are(5), "the second does not write weights of its own");
+    delete weights;
+    kill(child, SIGKILL);
+    check(waitpid(child, &status, 0) == child, "the first is not killed");
+    close(fd);
+}
+
 static void a_load_that_fails_leaves_the_memory_to_the_next() {
     const int fd = make_memory(), n_files = count_files();
     embellama_compute_share(fd, KEY);
@@ -227,6 +247,7 @@ int main() {
     the_second_process_uses_what_the_first_wrote();
     the_second_waits_until_the_first_has_written();
     the_second_writes_when_the_first_is_killed_half_way();
+    the_second_does_not_wait_for_a_first_that_is_stopped();
     a_load_that_fails_leaves_the_memory_to_the_next();
     another_models_memory_is_not_used();
     what_is_no_memory_is_not_used();
