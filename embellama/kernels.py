@@ -139,10 +139,9 @@ def library() -> Library:
 class SharedWeights:
     """Memory of this process in which worker processes share the weights that our kernels pack.
 
-    The first worker fills it, and one that is killed meanwhile leaves that to the next; one that is stopped has the others
-    pack for themselves after a minute. It is freed with this object
-    and the last worker that uses it, however they end. It is for one state of a model's files: where they have changed,
-    a worker packs the weights for itself.
+    The first worker fills it, and one that is killed meanwhile leaves that to the next; if one is stopped, the others
+    pack for themselves after a minute. So they do when the model's files have changed. It is freed with this object and
+    the last worker that uses it, however they end.
 
     Attributes:
         path: Where processes of the same user open it; "" where there is no such memory.

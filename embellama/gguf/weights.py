@@ -83,11 +83,18 @@ class Weights:
         params.vocab_only = vocab_only
         params.n_gpu_layers = config.n_gpu_layers
         params.use_extra_bufts = repack
-        ours = (
-            library().loading(params, kernels, set(self.header.files.values()), memory)
-            if kernels
-            else contextlib.nullcontext()
-        )
+        self.model = self._load(params, kernels, memory)
+        self.vocab: Any = c_api.llama_model_get_vocab(self.model)
+        if c_api.llama_vocab_type(self.vocab) == c_api.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelLoadError(self.path, "it has no vocabulary")
+        check_vocabulary(self.header, self.vocab)
+        self.encoder = bool(c_api.llama_model_has_encoder(self.model))
+        # llama.cpp's converter leaves it out for llama-embed, which is bidirectional.
+        self.causal: bool = self.header.get("attention.causal", self.header.architecture != "llama-embed")
+
+    def _load(self, params: Any, kernels: str, memory: int | None) -> Any:
+        files = {*self.header.files.values()}
+        ours = library().loading(params, kernels, files, memory) if kernels else contextlib.nullcontext()
         with _loading, ours:
             last_error()
             model = c_api.llama_model_load_from_file(os.fsencode(self.path), params)
@@ -96,14 +103,7 @@ class Weights:
         # Freed with the last reference: a context, a tokenizer or a caller may still be using it. Not at exit, when
         # threads may be in the middle of a batch.
         weakref.finalize(self, c_api.llama_model_free, model).atexit = False
-        self.model: Any = model
-        self.vocab: Any = c_api.llama_model_get_vocab(model)
-        if c_api.llama_vocab_type(self.vocab) == c_api.LLAMA_VOCAB_TYPE_NONE:
-            raise ModelLoadError(self.path, "it has no vocabulary")
-        check_vocabulary(self.header, self.vocab)
-        self.encoder = bool(c_api.llama_model_has_encoder(model))
-        # llama.cpp's converter leaves it out for llama-embed, which is bidirectional.
-        self.causal: bool = self.header.get("attention.causal", self.header.architecture != "llama-embed")
+        return model
 
 
 def pooling_of(header: Header, wanted: str) -> Pooling:

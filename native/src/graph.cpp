@@ -126,8 +126,8 @@ ggml_status Graph::compute(ggml_cgraph *graph) {
     graph_ = graph;
     waiting_ = 0;
     status_ = GGML_STATUS_SUCCESS;
-    seen_.clear();
-    for (auto &c : converted_) c.tensor = nullptr, c.n_readers = 0;
+    mask_blocks_.clear();
+    for (auto &c : bf16_rows_) c.tensor = nullptr, c.n_readers = 0;
     for (int i = 0; i < graph->n_nodes && status_ == GGML_STATUS_SUCCESS;) {
         int done = 0; // the node after the chain that starts at i, if one does
         const ggml_tensor *t = node(i);
@@ -155,7 +155,8 @@ void Graph::flush(int i) {
         heavy = heavy || t->op == GGML_OP_MUL_MAT || t->op == GGML_OP_MUL_MAT_ID || t->op == GGML_OP_FLASH_ATTN_EXT;
     }
     if (n_given) {
-        // A second set of threads is worth waking for what takes long, no more.
+        // A second set of threads is worth waking for what takes long, no more. Other operations that do, such as SOFT_MAX and
+        // SSM_SCAN, come together with products of weights or activations that nobody packs.
         ggml_backend_cpu_set_n_threads(cpu_, heavy ? team_.size() : 1);
         ggml_cgraph view = ggml_graph_view(graph_, waiting_, i);
         status_ = ggml_backend_graph_compute(cpu_, &view);
@@ -209,9 +210,9 @@ template <typename Row> void Graph::run_rows(int64_t n_rows, Row row) {
 }
 
 /// Memory for a tensor's rows as bfloat16, kept until `n_readers` products have read them.
-Graph::Converted &Graph::convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers) {
-    auto c = std::find_if(converted_.begin(), converted_.end(), [](const Converted &c) { return c.n_readers == 0; });
-    if (c == converted_.end()) c = converted_.emplace(c);
+Graph::Bf16Rows &Graph::rows_for(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers) {
+    auto c = std::find_if(bf16_rows_.begin(), bf16_rows_.end(), [](const Bf16Rows &c) { return c.n_readers == 0; });
+    if (c == bf16_rows_.end()) c = bf16_rows_.emplace(c);
     c->tensor = tensor, c->n_readers = n_readers;
     const size_t n_bytes = padded(n) * padded(n_rows) * 2; // kernels may read, but not use, 31 rows more
     c->rows = static_cast<uint16_t *>(c->memory.get(n_bytes));
@@ -220,9 +221,9 @@ Graph::Converted &Graph::convert_later(const ggml_tensor *tensor, int64_t n, int
 }
 
 /// Bring the inputs of the product at `i` into the form that it takes. What is returned, unless null, it has read afterwards.
-Graph::Converted *Graph::prepare_inputs(int i, Product &p) {
+Graph::Bf16Rows *Graph::prepare_inputs(int i, Product &p) {
     const ggml_tensor *t = node(i)->src[1];
-    for (auto &c : converted_) {
+    for (auto &c : bf16_rows_) {
         if (c.tensor != t || c.n_readers == 0) continue;
         p.inputs = c.rows, p.stride = padded(p.n_inputs);
         return &c;
@@ -236,7 +237,7 @@ Graph::Converted *Graph::prepare_inputs(int i, Product &p) {
     }
     p.inputs = rows;
     if (!kernels_.bf16) return nullptr;
-    Converted &c = convert_later(t, p.n_inputs, p.n_rows, count_readers(t, i));
+    Bf16Rows &c = rows_for(t, p.n_inputs, p.n_rows, count_readers(t, i));
     run_rows(p.n_rows, [&](int64_t r) {
         kernels_.convert(rows + r * p.stride, p.n_inputs, c.rows + r * padded(p.n_inputs));
     });
@@ -300,22 +301,22 @@ int Graph::product(int i) {
 
     flush(i);
     if (status_ != GGML_STATUS_SUCCESS) return 0;
-    Converted *inputs = prepare_inputs(i, p);
+    Bf16Rows *inputs = prepare_inputs(i, p);
 
     ggml_tensor *result = node(last);
     GGML_ASSERT(has_rows(result));
     const int n_readers = kernels_.bf16 ? count_readers(result, last + 1) : 0;
-    uint16_t *bf16 = n_readers ? convert_later(result, p.n_outputs, p.n_rows, n_readers).rows : nullptr;
-    const bool wanted = !n_readers || !ggml_node_has_n_uses(graph_, last, n_readers);
+    uint16_t *bf16 = n_readers ? rows_for(result, p.n_outputs, p.n_rows, n_readers).rows : nullptr;
+    const bool float_wanted = !n_readers || !ggml_node_has_n_uses(graph_, last, n_readers);
 
     // Inputs that are still read when rows are written must lie elsewhere.
     const bool in_the_way = (!kernels_.bf16 && overlap(node(i)->src[1], result)) ||
                             (gate && !row_by_row(gate, result)) || (residual && !row_by_row(residual, result));
     float *out = floats(result);
     int64_t out_stride = stride(result);
-    if (in_the_way || (normed && !wanted))
+    if (in_the_way || (normed && !float_wanted))
         out = static_cast<float *>(out_.get(p.n_rows * p.n_outputs * 4)), out_stride = p.n_outputs;
-    if (normed || wanted) p.out = out, p.out_stride = out_stride;
+    if (normed || float_wanted) p.out = out, p.out_stride = out_stride;
     if (!normed) p.out_bf16 = bf16, p.out_bf16_stride = padded(p.n_outputs);
     run(kernels_.product_tasks(p), [&](int64_t task) { kernels_.product(p, task); });
     if (inputs) inputs->n_readers--; // not before: the result must not get their memory
@@ -323,11 +324,11 @@ int Graph::product(int i) {
 
     if (normed) {
         norm.in = out, norm.in_stride = out_stride;
-        if (wanted) norm.out = floats(result), norm.out_stride = stride(result);
+        if (float_wanted) norm.out = floats(result), norm.out_stride = stride(result);
         norm.out_bf16 = bf16, norm.out_bf16_stride = padded(p.n_outputs);
         run_rows(norm.n_rows, [&](int64_t row) { kernels_.norm(norm, row); });
         n_norms++;
-    } else if (wanted && out != floats(result)) {
+    } else if (float_wanted && out != floats(result)) {
         for (int64_t r = 0; r < p.n_rows; r++)
             memcpy(floats(result) + r * stride(result), out + r * out_stride, p.n_outputs * 4);
     }
@@ -348,7 +349,7 @@ int Graph::norm(int i) {
     if (status_ != GGML_STATUS_SUCCESS) return 0;
     p.out = floats(result), p.out_stride = stride(result);
     if (const int n_readers = kernels_.bf16 ? count_readers(result, last + 1) : 0) {
-        p.out_bf16 = convert_later(result, p.n, p.n_rows, n_readers).rows, p.out_bf16_stride = padded(p.n);
+        p.out_bf16 = rows_for(result, p.n, p.n_rows, n_readers).rows, p.out_bf16_stride = padded(p.n);
         if (ggml_node_has_n_uses(graph_, last, n_readers)) p.out = nullptr;
     }
     run_rows(p.n_rows, [&](int64_t row) { kernels_.norm(p, row); });
@@ -467,8 +468,8 @@ void Graph::attend(ggml_tensor *result, const ggml_tensor *keys, const ggml_tens
 
 /// Find which queries see which keys.
 const std::vector<Block> &Graph::blocks(const ggml_tensor *mask, int64_t n_queries, int64_t n_keys) {
-    for (const auto &seen : seen_)
-        if (seen.mask == mask && seen.n_queries == n_queries) return seen.blocks;
+    for (const auto &known : mask_blocks_)
+        if (known.mask == mask && known.n_queries == n_queries) return known.blocks;
     constexpr uint16_t HIDDEN = 0xfc00; // -infinity
     std::vector<Block> blocks;
     for (int64_t q = 0; q < n_queries; q++) {
@@ -488,8 +489,8 @@ const std::vector<Block> &Graph::blocks(const ggml_tensor *mask, int64_t n_queri
         block->first_key = std::min(block->first_key, first), block->end_key = std::max(block->end_key, end);
         block->end_query = q + 1;
     }
-    seen_.push_back({mask, n_queries, std::move(blocks)});
-    return seen_.back().blocks;
+    mask_blocks_.push_back({mask, n_queries, std::move(blocks)});
+    return mask_blocks_.back().blocks;
 }
 
 } // namespace embellama

@@ -50,14 +50,14 @@ class Graph {
 
   private:
     /// A tensor's rows as bfloat16, padded to what a product takes.
-    struct Converted {
+    struct Bf16Rows {
         const ggml_tensor *tensor = nullptr;
         int n_readers = 0; // products that have yet to read it
         uint16_t *rows = nullptr;
         Memory64 memory;
     };
     /// What a mask lets its first queries see; found once for each graph.
-    struct Seen {
+    struct MaskBlocks {
         const ggml_tensor *mask;
         int64_t n_queries;
         std::vector<Block> blocks;
@@ -76,9 +76,9 @@ class Graph {
     void attend(ggml_tensor *result, const ggml_tensor *keys, const ggml_tensor *values);
 
     int follow_norm(int i, Norm &norm) const;
-    Converted *prepare_inputs(int i, Product &product);
+    Bf16Rows *prepare_inputs(int i, Product &product);
     void flush(int i);
-    Converted &convert_later(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers);
+    Bf16Rows &rows_for(const ggml_tensor *tensor, int64_t n, int64_t n_rows, int n_readers);
     template <typename Task> void run(int64_t n_tasks, Task task);
     template <typename Row> void run_rows(int64_t n_rows, Row row);
     const std::vector<Block> &blocks(const ggml_tensor *mask, int64_t n_queries, int64_t n_keys);
@@ -89,8 +89,8 @@ class Graph {
     ggml_cgraph *graph_ = nullptr;
     int waiting_ = 0; // the first node that ggml has yet to compute
     ggml_status status_ = GGML_STATUS_SUCCESS;
-    std::list<Converted> converted_;
-    std::vector<Seen> seen_;
+    std::list<Bf16Rows> bf16_rows_;
+    std::vector<MaskBlocks> mask_blocks_;
     Memory64 rows_, out_;
 };
 
