@@ -31,6 +31,21 @@ class Times:
         self.started = 0.0
 
 
+class Caller(NamedTuple):
+    """Who asks for rows.
+
+    name: Callers of one name are one: they share its part of the workers' time.
+    shares_cache: Whether its rows may be kept for others, and those of others be its own.
+    """
+
+    name: str = ""
+    shares_cache: bool = True
+
+
+#: The caller where nobody has to say who he is.
+ANYONE = Caller()
+
+
 class WorkerState(NamedTuple):
     """Time and memory of one worker's place in a pool; a process that replaces another takes its place.
 
@@ -94,6 +109,7 @@ class Backend(Protocol[RowsFuture]):
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
+        caller: Caller = ANYONE,
     ) -> RowsFuture:
         """Compute the rows of texts.
 
@@ -103,6 +119,7 @@ class Backend(Protocol[RowsFuture]):
             deadline: When the future fails with `DeadlineExceeded`, on the clock of `time.monotonic`.
             times: Filled in as the request is computed.
             progress: Called when more texts have their rows: quickly, one call at a time, on the back end's thread.
+            caller: Who asks.
 
         Returns:
             A future of the rows, all texts' one after another, ``(n_rows, dim) float32``. It may fail with

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from embellama.backend import PoolState, Progress, Times
+from embellama.backend import ANYONE, Caller, PoolState, Progress, Times
 from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, InputError, Unavailable
@@ -106,6 +106,7 @@ class Pool:
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
+        caller: Caller = ANYONE,
     ) -> "Future[Rows]":
         """Compute the rows of texts, as `Backend.submit` says.
 

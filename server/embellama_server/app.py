@@ -162,7 +162,7 @@ class EmbeddingRoute:
         if request.streams:
             await self._stream(model, request, job, deadline, exchange)
             return None
-        rows = await model.submit(job, deadline, exchange.times).rows() if job.tokens else NO_ROWS
+        rows = await model.submit(job, deadline, exchange.times, exchange.caller).rows() if job.tokens else NO_ROWS
         exchange.computed()
         result = job.finish(rows)
         exchange.n_truncated = int(np.count_nonzero(getattr(result, "n_cut", ())))
@@ -203,7 +203,7 @@ class EmbeddingRoute:
                 try:
                     while starts and len(running) < STREAMED_PARTS:
                         part = job.part(starts[0], starts[0] + STREAMED_TEXTS)
-                        running.append((starts[0], model.submit(part, deadline, exchange.times)))
+                        running.append((starts[0], model.submit(part, deadline, exchange.times, exchange.caller)))
                         starts.popleft()
                 except Overloaded:
                     if not running:  # accepted is accepted: the room will not stay full

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import Scope, Send
 
-from embellama.backend import Times
+from embellama.backend import ANYONE, Caller, Times
 from embellama.jobs import Job
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ServedModel
@@ -25,6 +25,9 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 _PROCESS = secrets.token_hex(8).encode()
 _numbers = itertools.count(1)
+
+# Where a step before the app leaves who asks, in the request's scope.
+CALLER = "embellama.caller"
 
 # Names of text-embeddings-inference for milliseconds.
 HEADERS = (b"x-tokenization-time", b"x-queue-time", b"x-inference-time", b"x-total-time")
@@ -41,6 +44,7 @@ class Exchange:
         n_texts: Texts, once they are tokens.
         n_tokens: Tokens of all texts.
         times: When texts were given to workers.
+        caller: Who asks.
         sending: Whether the reply has begun.
     """
 
@@ -61,6 +65,7 @@ class Exchange:
         self.model = ""
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
         self.times = Times()
+        self.caller: Caller = scope.get(CALLER, ANYONE)
         self.sending = False
 
     def tokenized(self, job: Job[Any]) -> None:

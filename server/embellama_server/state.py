@@ -9,7 +9,7 @@ Used on the event loop only.
 import asyncio
 from typing import Any, NamedTuple
 
-from embellama.backend import Backend, Times
+from embellama.backend import Backend, Caller, Times
 from embellama.batch import Rows
 from embellama.errors import EmbeddingFailed, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
@@ -60,20 +60,21 @@ class ServedModel(NamedTuple):
     created: int
     digest: str
 
-    def submit(self, job: Job[Any], deadline: float, times: Times) -> SubmittedJob:
+    def submit(self, job: Job[Any], deadline: float, times: Times, caller: Caller) -> SubmittedJob:
         """Give a job with at least one text to the back end.
 
         Args:
             job: The job.
             deadline: When the job fails with `DeadlineExceeded`, on the event loop's clock.
             times: Filled in with when a worker began with it.
+            caller: Who asks.
 
         Raises:
             ServiceError: The job cannot be computed in time.
             EmbeddingFailed: A text killed workers not long ago.
         """
         try:
-            future = self.backend.submit(job.tokens, kind=job.kind, deadline=deadline, times=times)
+            future = self.backend.submit(job.tokens, kind=job.kind, deadline=deadline, times=times, caller=caller)
         except EmbeddingFailed as error:
             raise job.named(error) from None
         return SubmittedJob(job, future)

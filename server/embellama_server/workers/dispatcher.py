@@ -23,7 +23,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from embellama.backend import PoolState, PoolStatus, Progress, Times
+from embellama.backend import ANYONE, Caller, PoolState, PoolStatus, Progress, Times
 from embellama.batch import Batch, RowKind, Rows, Tokens
 from embellama.errors import EmbeddingFailed, InputError, Overloaded, Unavailable
 from embellama.ledger import Ledger, OpenRequest
@@ -161,6 +161,7 @@ class Dispatcher:
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
+        caller: Caller = ANYONE,
     ) -> "asyncio.Future[Rows]":
         """Compute the rows of texts, as `Backend.submit` says; the deadline is on the event loop's clock.
 
