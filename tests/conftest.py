@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -121,10 +122,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 class Server:
     """A server process under test."""
 
-    def __init__(self, process: psutil.Popen, log: Path):
+    def __init__(self, process: psutil.Popen, log: Path, verify: ssl.SSLContext | bool = True):
         self.process = process
         self.log = log
         self.url = ""
+        self.verify = verify  # how its certificate is checked
 
     def workers(self) -> list[psutil.Process]:
         """Return its worker processes; multiprocessing's resource tracker is none."""
@@ -143,7 +145,7 @@ class Server:
 
     def wait_ready(self) -> None:
         def ready() -> bool:
-            return bool(httpx.get(f"{self.url}/health").json()["status"] == "ok")
+            return bool(httpx.get(f"{self.url}/health", verify=self.verify).json()["status"] == "ok")
 
         wait_until(ready, "every worker is ready")
 
@@ -157,14 +159,16 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None
 
 
 @contextlib.contextmanager
-def running_server(log: Path, *flags: str, ready: bool = True) -> Iterator[Server]:
+def running_server(
+    log: Path, *flags: str, ready: bool = True, verify: ssl.SSLContext | bool = True
+) -> Iterator[Server]:
     """Run embellama-server on a free port; at the end it, and all it started, must be gone."""
     with log.open("w") as stderr:
-        server = Server(psutil.Popen([BIN / "embellama-server", "--port", "0", *flags], stderr=stderr), log)
+        server = Server(psutil.Popen([BIN / "embellama-server", "--port", "0", *flags], stderr=stderr), log, verify)
     family: list[psutil.Process] = [server.process]
     try:
         wait_until(lambda: "listening on" in log.read_text() or server.process.poll() is not None, "it listens")
-        found = re.search(r"listening on (http://[\d.:\[\]a-f]+)", log.read_text())
+        found = re.search(r"listening on (https?://[\d.:\[\]a-f]+)", log.read_text())
         assert found, log.read_text()
         server.url = found[1]
         if ready:

@@ -150,7 +150,7 @@ def test_metrics_are_those_of_the_back_end(config: ServerConfig, monkeypatch: py
         counting.change = {"n_workers": 17}
         return model._replace(backend=counting)
 
-    monkeypatch.setattr("embellama_server.serve.ServedModel", around)
+    monkeypatch.setattr("embellama_server.models.ServedModel", around)
     assert 'embellama_workers{model="tiny"} 17.0' in build(config).metrics.page().decode()
 
 

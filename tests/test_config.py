@@ -131,7 +131,9 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
         "worker_timeout_ms": "500",
     }
     value |= {"log_format": "json", "access_log": "true"}
-    variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
+    value |= {"root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
+    both = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other
+    variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", **both, variable(flags(ServerConfig)[field]): value.get(field, "5")}
     found = shown(**variables)[field]
     assert str(found[0] if isinstance(found, list) else found).lower() == value.get(field, "5")
 

@@ -1,7 +1,7 @@
 """The HTTP front: one way in for every request, one way out.
 
-every request ──► steps (access log …) ──► a dialect's path ──► EmbeddingRoute
-                                      └──► anything else ────► Starlette: pages, descriptions, 404, 405
+every request ──► KnownPaths ──► steps (access log …) ──► a dialect's path ──► EmbeddingRoute
+                                                     └──► anything else ────► Starlette: pages, descriptions, 404, 405
 
 EmbeddingRoute:
 read_body ──► Dialect.parse ──► Dialect.job ──► ServedModel.submit ──► Job.finish ──► Dialect.reply ──► Exchange.send
@@ -28,6 +28,7 @@ from embellama.errors import EmbellamaError, Overloaded, Unavailable
 from embellama.jobs import Job
 from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.edges import KnownPaths, behind_proxies, for_origins
 from embellama_server.exchange import Exchange
 from embellama_server.held import HeldBytes
 from embellama_server.problems import TooManyTokens, as_sent, problem_of
@@ -35,7 +36,7 @@ from embellama_server.reading import ClientGone, cancel_when_gone, check_encodin
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ServedModel, ServerState, SubmittedJob
 from embellama_server.telemetry.access import AccessLog
-from embellama_server.web import docs, ollama, openapi, pages
+from embellama_server.web import admin, docs, ollama, openapi, pages
 
 logger = logging.getLogger("embellama.app")
 
@@ -70,34 +71,49 @@ def steps(state: ServerState) -> list[Step]:
 
     A step that is switched off is not in the list, so it costs nothing.
     """
-    return [AccessLog] if state.config.access_log else []
+    config = state.config
+    found: list[Step] = []
+    if config.trusted_proxies:
+        found.append(functools.partial(behind_proxies, trusted=config.trusted_proxies))
+    if config.access_log:
+        found.append(AccessLog)
+    if config.cors_origins:
+        found.append(functools.partial(for_origins, origins=config.cors_origins))
+    return found
 
 
 def build_app(state: ServerState) -> ASGIApp:
-    """Build the ASGI application."""
+    """Build the ASGI application.
+
+    Raises:
+        ConfigError: A setting of its paths is wrong.
+    """
     routes = {path: EmbeddingRoute(state, dialect, path) for dialect in DIALECTS for path in dialect.paths}
-    first_model = next(iter(state.models))
     starlette = Starlette(
         routes=[
+            *admin.routes(state),
             *pages.routes(state),
             *ollama.routes(state),
-            *(Route(path, route, methods=["POST"]) for path, route in routes.items()),
-            *openapi.routes(first_model),
-            *docs.routes(first_model),
+            # Names of models may have slashes.
+            *(Route(path.replace("}", ":path}"), route, methods=["POST"]) for path, route in routes.items()),
+            *openapi.routes(state),
+            *docs.routes(state),
         ],
         exception_handlers={HTTPException: pages.http_error, Exception: pages.unexpected_error},
     )
     starlette.router.redirect_slashes = False
+    fixed = {path: route for path, route in routes.items() if "{" not in path}
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         # Past Starlette's layers, which are for everything else: they take a twentieth of a short request.
-        route = routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        route = fixed.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         await (route or starlette)(scope, receive, send)
 
     app: ASGIApp = choose
     for step in reversed(steps(state)):
         app = step(app)
-    return app
+    own_paths = [route.path for route in starlette.routes if isinstance(route, Route)]
+    return KnownPaths(app, state.config.root_path, own_paths)
 
 
 class EmbeddingRoute:
@@ -125,8 +141,11 @@ class EmbeddingRoute:
             body = await read_body(self._state, scope, receive, deadline, held)
             request = self._dialect.parse(body, exchange.accept)
             del body  # the texts are in the request now
+            request.model = scope.get("path_params", {}).get("model", request.model)
             watch = cancel_when_gone(scope, receive)
-            return await self._compute(request, deadline, held, exchange)
+            model = self._state.model(request.model)
+            with model.requests:
+                return await self._compute(model, request, deadline, held, exchange)
         except ClientGone:
             return None
         except asyncio.CancelledError:
@@ -150,9 +169,8 @@ class EmbeddingRoute:
                 watch.cancel()
 
     async def _compute(
-        self, request: ParsedRequest, deadline: float, held: HeldBytes, exchange: Exchange
+        self, model: ServedModel, request: ParsedRequest, deadline: float, held: HeldBytes, exchange: Exchange
     ) -> Reply | None:
-        model = self._state.model(request.model)
         exchange.model, exchange.n_characters = model.info.name, request.n_characters
         job = await self._job(model, request, exchange.n_characters, deadline)
         request.inputs = ()  # while they wait for a worker, the texts' tokens are enough

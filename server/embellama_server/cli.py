@@ -15,8 +15,9 @@ from embellama.config import EngineConfig
 from embellama_server.config import ServerConfig
 
 SECTIONS = {
-    "Model": ("model_path", "config_file", "aliases", *EngineConfig.__struct_fields__),
-    "Address": ("host", "port"),
+    "Model": ("model_path", "config_file", "aliases", *EngineConfig.__struct_fields__, "models_dir"),
+    "Address": ("host", "port", "tls_cert", "tls_key", "keep_alive_s"),
+    "In front of it": ("root_path", "trusted_proxies", "cors_origins"),
     "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),
     "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),
     "Log": ("log_level", "log_format", "access_log"),

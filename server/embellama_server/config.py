@@ -1,8 +1,11 @@
 """Settings of the server: the library's, and its own.
 
 flags, variables, file ──► ServerConfig ──► pools ──► a ServerConfig for each model
+a request of an administrator ────────────► pool ───► a ServerConfig for one more
 """
 
+import ipaddress
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -13,6 +16,13 @@ from embellama_server.names import without_default_tag
 
 # What a model's own table may set beside the library's settings.
 POOL_FIELDS = ("aliases", "queue_size", "queue_tokens", "worker_timeout_ms", "max_worker_memory")
+MODEL_FIELDS = (*EngineConfig.__struct_fields__, *POOL_FIELDS)
+
+# As browsers write a page's origin: no path, not even a slash.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+
+# Written as it is in links, so that nothing in it needs to be encoded.
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,8 +36,35 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         tuple[dict[str, Any], ...],
         Meta(description="Models to serve, each with settings of its own.", extra={"flag": ""}),
     ] = ()
+    models_dir: Annotated[
+        str,
+        Meta(description="Folder of GGUF files that may be loaded while the server runs, by /admin/models."),
+    ] = ""
     host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    tls_cert: Annotated[
+        str, Meta(description="PEM file of the certificate and its chain, to speak HTTPS; read again on SIGHUP.")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's key, without a password.")] = ""
+    keep_alive_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Seconds an idle connection is kept; more than clients and a balancer keep it, who should be "
+            "the ones to close.",
+        ),
+    ] = 65
+    root_path: Annotated[
+        str, Meta(description="Path below which a proxy serves this server, such as /embeddings, for links.")
+    ] = ""
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="Origins whose web pages may ask this server, such as https://example.com; * for all."),
+    ] = ()
     num_workers: Annotated[
         int,
         Meta(
@@ -95,6 +132,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
             if value := getattr(self, field):
                 raise ConfigError(f"{field} is {value!r}, but there are [[models]]; each of them has names of its own")
         checked = super().checked()  # with a name, where there was none
+        checked._check_edges()
         for field in ("model_path", "model_name", "aliases"):  # answers tell them
             value = getattr(checked, field)
             try:
@@ -112,27 +150,54 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         """
         if not self.models:
             return [self.checked()]
-        shared = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_ONE_MODEL}
-        pools = [_pool_config(f"models[{i}]", table, shared) for i, table in enumerate(self.models)]
+        pools = []
+        for i, table in enumerate(self.models):
+            try:
+                pools.append(self.pool(table))
+            except ConfigError as error:
+                raise ConfigError(f"models[{i}].{error}") from None
         owners: dict[str, str] = {}
         for pool in pools:
-            for name in {without_default_tag(name) for name in (pool.model_name, *pool.aliases)}:
+            for name in pool.names:
                 if name in owners:
                     raise ConfigError(f"{name!r} names two models, {owners[name]} and {pool.model_path}")
                 owners[name] = pool.model_path
         return pools
 
+    def pool(self, settings: dict[str, Any]) -> "ServerConfig":
+        """Return the config of one model, checked: the server's settings, with the model's own in their place.
+
+        Raises:
+            ConfigError: One of them is wrong, or is not a model's.
+        """
+        for name in settings:
+            if name not in MODEL_FIELDS:
+                raise ConfigError(f"{name} is no setting of a model")
+        if not settings.get("model_path"):
+            raise ConfigError("model_path is missing: it names the GGUF file to load")
+        shared = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_ONE_MODEL}
+        return convert({**shared, **settings}, ServerConfig).checked()
+
+    @property
+    def names(self) -> list[str]:
+        """The model's name and aliases, without the default tag, each once."""
+        return list(dict.fromkeys(without_default_tag(name) for name in (self.model_name, *self.aliases)))
+
+    def _check_edges(self) -> None:
+        """Raise `ConfigError` for what is wrong about the network in front of the server."""
+        for origin in self.cors_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"cors_origins has {origin!r}: an origin is *, or written as https://example.com")
+        for proxy in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ConfigError(f"trusted_proxies has {proxy!r}: {error}") from None
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"root_path is {self.root_path!r}: it must be written as /embeddings, or /a/b")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            given, other = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise ConfigError(f"{given} is {getattr(self, given)!r}, but there is no {other}; give both or none")
+
 
 _OF_ONE_MODEL = ("model_path", "model_name", "aliases", "models")
-
-
-def _pool_config(where: str, table: dict[str, Any], shared: dict[str, Any]) -> ServerConfig:
-    for name in table:
-        if name not in (*EngineConfig.__struct_fields__, *POOL_FIELDS):
-            raise ConfigError(f"{where}.{name} is no setting of a model")
-    if not table.get("model_path"):
-        raise ConfigError(f"{where}.model_path is missing: it names the GGUF file to load")
-    try:
-        return convert({**shared, **table}, ServerConfig).checked()
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None

@@ -33,6 +33,10 @@ class TooManyTokens(BadRequest):
     """The texts of one request have more tokens than a request may have."""
 
 
+class Conflict(BadRequest):
+    """It does not go with what the server is, or does just now."""
+
+
 class BodyTooLarge(BadRequest):
     """The body has more bytes than the server takes."""
 
@@ -62,6 +66,7 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     NotFound: (404, "invalid_request_error", "not_found"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
+    Conflict: (409, "invalid_request_error", "conflict"),
     BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
     UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),

@@ -20,6 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from embellama_server.dialects import error_outside
+from embellama_server.edges import known_path
 from embellama_server.problems import Problem
 from embellama_server.reading import CONNECTION, Connection
 from embellama_server.reply import dumps
@@ -39,9 +40,16 @@ LINGER_S = 30.0
 # A piece of an answer has some 500 kB.
 UNREAD_S = 30.0
 
+# When the server stops, an idle client has so long to confirm the end of its TLS connection.
+GOODBYE_S = 1.0
+
 
 class Protocol(HttpToolsProtocol):
     """One client's connection."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.root_path = ""  # uvicorn would write it before every path; the app knows the paths of both kinds of proxy
 
     def connection_made(self, transport: Any) -> None:
         self._joining = _JoiningTransport(transport)
@@ -79,6 +87,13 @@ class Protocol(HttpToolsProtocol):
         if self._n_head is not None and self._n_head > MAX_HEAD_BYTES and not self.transport.is_closing():
             message = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", message, "headers_too_large")
+
+    def shutdown(self) -> None:
+        """Close the connection once it is answered: the server stops."""
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            # TLS has a client confirm the end, which one that is idle does not read.
+            self.loop.call_later(GOODBYE_S, self.transport.abort)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -162,7 +177,8 @@ class Protocol(HttpToolsProtocol):
         """Answer with an error after the requests that came before, and hang up."""
         problem = Problem(int(status.split()[0]), message, "invalid_request_error", code, None, None)
         path = self.url.partition(b"?")[0]
-        body = dumps(error_outside(path.decode("latin-1"))(problem))
+        known = known_path(path.decode("latin-1"), self.config.root_path)
+        body = dumps(error_outside(known)(problem))
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         refusal = head % (status, len(body)) + body
         unread = bool(self.pipeline) and self.pipeline[0][0].more_body  # what is refused is its body

@@ -40,6 +40,28 @@ class SubmittedJob:
         self._future.cancel()
 
 
+class OpenRequests:
+    """Counts requests that use a model: each does so in a `with` block."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def ended(self) -> None:
+        """Wait until there are none."""
+        await self._none.wait()
+
+    def __enter__(self) -> None:
+        self._n += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._n -= 1
+        if not self._n:
+            self._none.set()
+
+
 class ServedModel(NamedTuple):
     """A model that is served.
 
@@ -50,6 +72,7 @@ class ServedModel(NamedTuple):
     backend: Takes the model's jobs, and says how the workers are: the dispatcher, or a back end around it.
     created: The time of the model's file, in seconds since 1970.
     digest: Tells the model's file from any other: 64 hexadecimal digits, as Ollama lists them.
+    requests: Requests that use it, from when they found it until they are answered.
     """
 
     config: ServerConfig
@@ -59,6 +82,7 @@ class ServedModel(NamedTuple):
     backend: "Backend[asyncio.Future[Rows]]"
     created: int
     digest: str
+    requests: OpenRequests
 
     def submit(self, job: Job[Any], deadline: float, times: Times, caller: Caller) -> SubmittedJob:
         """Give a job with at least one text to the back end.
@@ -94,6 +118,7 @@ class ServerState:
         config: The server's settings; each model has its own beside them.
         models: By name; requests that name no model get the first one.
         names: The model of every name and alias, without the default tag.
+        leaving: Models that get no more requests, and are closed once those they have are answered.
         metrics: Counts what happens.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
@@ -105,13 +130,12 @@ class ServerState:
 
     def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics):
         self.config = config
-        self.models = {model.config.model_name: model for model in models}
-        self.names = {
-            without_default_tag(name): model
-            for model in models
-            for name in (model.config.model_name, *model.config.aliases)
-        }
+        self.models: dict[str, ServedModel] = {}
+        self.names: dict[str, ServedModel] = {}
+        self.leaving: list[ServedModel] = []
         self.metrics = metrics
+        for model in models:
+            self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)
         self.reading: set[asyncio.Timeout] = set()
         self.stopping = False
@@ -123,6 +147,21 @@ class ServerState:
         self.stopping = True
         for timeout in self.reading:
             timeout.reschedule(asyncio.get_running_loop().time())
+
+    def serve(self, model: ServedModel) -> None:
+        """Give a model the requests for its names from now on, also those that another one of its name had."""
+        self.models[model.info.name] = model
+        self._models_changed()
+
+    def stop_serving(self, model: ServedModel) -> None:
+        """Give a model no more requests."""
+        del self.models[model.info.name]
+        self._models_changed()
+
+    def _models_changed(self) -> None:
+        self.names = {name: model for model in self.models.values() for name in model.config.names}
+        self.metrics.pools.clear()
+        self.metrics.pools.update({name: model.backend for name, model in self.models.items()})
 
     def model(self, name: str | None) -> ServedModel:
         """Find a model by name or alias; raises `ModelNotFound`."""

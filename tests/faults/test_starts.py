@@ -28,7 +28,7 @@ def test_a_model_that_may_not_be_read_is_named() -> None:
 
 
 def test_more_workers_than_there_is_memory_for_are_refused_before_anything_loads(tiny_path: str) -> None:
-    line = error_line("--model-path", tiny_path, "--workers", "4", constants=("serve.WORKER_BYTES=1e13",))
+    line = error_line("--model-path", tiny_path, "--workers", "4", constants=("models.WORKER_BYTES=1e13",))
     assert "num_workers is 4: with weights of 0 MB they need about 40000000 MB" in line
     assert "are available" in line
 

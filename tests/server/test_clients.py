@@ -37,7 +37,16 @@ ADDRESS = "http://127.0.0.1:8000"
 SECTIONS = dict(
     section.split("\n", 1) for section in (ROOT / "docs" / "clients.md").read_text().split("\n## ")[1:]
 )  # by title
-CLIENTS = ["OpenAI", "LangChain", "LlamaIndex", "Cohere", "Ollama", "Hugging Face", "Voyage"]  # installed here
+CLIENTS = [
+    "OpenAI",
+    "Azure OpenAI",
+    "LangChain",
+    "LlamaIndex",
+    "Cohere",
+    "Ollama",
+    "Hugging Face",
+    "Voyage",
+]  # installed here
 
 
 @pytest.fixture(autouse=True)

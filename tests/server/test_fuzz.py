@@ -79,7 +79,7 @@ NO_JSON = [
 
 
 AnyDialect = Dialect[Any, Any]
-PATHS = [(dialect, path) for dialect in DIALECTS for path in dialect.paths]
+PATHS = [(dialect, path.replace("{model}", "tiny")) for dialect in DIALECTS for path in dialect.paths]
 
 
 class Sent(NamedTuple):

@@ -1,15 +1,16 @@
-"""The dialects: OpenAI's, Jina's and Voyage's, Cohere's, text-embeddings-inference's, Ollama's."""
+"""The dialects: OpenAI's and Azure's, Jina's and Voyage's, Cohere's, text-embeddings-inference's, Ollama's."""
 
 from collections.abc import Callable
 from typing import Any
 
-from embellama_server.dialects import cohere, ollama, openai, rerank, tei, tokens
+from embellama_server.dialects import azure, cohere, ollama, openai, rerank, tei, tokens
 from embellama_server.dialects.base import Dialect
 from embellama_server.problems import Problem, openai_error
 
 # In the order in which they are described.
 DIALECTS: list[Dialect[Any, Any]] = [
     openai.OpenAIEmbeddings(),
+    azure.AzureEmbeddings(),
     rerank.JinaRerank(),
     cohere.CohereEmbed(),
     cohere.CohereRerank(),

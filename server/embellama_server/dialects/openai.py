@@ -4,7 +4,7 @@ A request that OpenAI's own client sends notices none of them.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -127,8 +127,8 @@ class OpenAIEmbeddingsRequest(ParsedRequest, kw_only=True):
 class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
     """Vectors of texts."""
 
-    paths = ("/v1/embeddings", "/embeddings")
-    body_type = OpenAIEmbeddingsBody
+    paths: ClassVar[tuple[str, ...]] = ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings")
+    body_type: ClassVar[type[OpenAIEmbeddingsBody]] = OpenAIEmbeddingsBody
     error_body = DetailedErrorBody
     answers = {JSON: OpenAIEmbeddingsAnswer, BINARY: None, NDJSON: None}
     about = (

@@ -37,15 +37,18 @@ class Metrics(Collector):
 
     What is counted for every request is kept as plain numbers, and made Prometheus' families at a scrape: its own
     counters and histograms take a lock for each number, which was a twelfth of what a request costs the front.
+
+    Attributes:
+        pools: Each model's back end, by the model's name.
     """
 
-    def __init__(self, pools: Mapping[str, Backend[Any]]):
-        """Start at 0; `pools` has each model's back end by the model's name, and may be filled later."""
+    def __init__(self) -> None:
+        self.pools: dict[str, Backend[Any]] = {}
         registry = self._registry = CollectorRegistry()
         PlatformCollector(registry)
         ProcessCollector(registry=registry)
         GCCollector(registry)
-        registry.register(_Pools(pools))
+        registry.register(_Pools(self.pools))
         self._requests: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self._answered: dict[str, _Answered] = collections.defaultdict(_Answered)
         self._batches: dict[str, _Batches] = collections.defaultdict(_Batches)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from embellama_server.reply import JSON
+from embellama_server.state import ServerState
 from embellama_server.web import openapi
 
 Schema = dict[str, Any]
@@ -46,42 +47,46 @@ class PostSection(NamedTuple):
     error: str
 
 
-class GetLine(NamedTuple):
-    """What the page says of a path that is read with GET; one with a parameter is no link."""
+class Line(NamedTuple):
+    """What the page says of an operation other than POST; only what GET reads, without a parameter, is a link."""
 
+    method: str
     path: str
     about: str
     is_link: bool
 
 
-def routes(model: str) -> list[Route]:
-    """Return the page's route; its examples ask for `model`."""
+def routes(state: ServerState) -> list[Route]:
+    """Return the page's route; its examples ask for the first model."""
 
     async def docs(_: Request) -> Response:
-        return HTMLResponse(page(model))
+        return HTMLResponse(page(state.model(None).info.name, state.config.root_path))
 
     return [Route("/docs", docs)]
 
 
-@functools.cache
-def page(model: str) -> str:
-    """Write the page whose examples ask for `model`."""
-    description = openapi.description(model)
+@functools.lru_cache(maxsize=4)
+def page(model: str, root_path: str = "") -> str:
+    """Write the page whose examples ask for `model`, and whose links go below `root_path`."""
+    description = openapi.description(model, root_path)
     schemas = description["components"]["schemas"]
     same: dict[str, list[str]] = {}  # paths whose operation is the same but for its name
-    gets = []
+    lines = []
     for path, operations in description["paths"].items():
         if "post" in operations:
             operation = {name: value for name, value in operations["post"].items() if name != "operationId"}
             same.setdefault(str(operation), []).append(path)
-        if "get" in operations:
-            gets.append(GetLine(path, operations["get"]["summary"], is_link="{" not in path))
+        for method in ("get", "put", "delete"):
+            if method in operations:
+                is_link = method == "get" and "{" not in path
+                lines.append(Line(method.upper(), path, operations[method]["summary"], is_link))
     posts = [_section(paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
     return _template().render(
         version=description["info"]["version"],
         about=description["info"]["description"],
         posts=posts,
-        gets=gets,
+        lines=lines,
+        root_path=root_path,
         errors=sorted({**openapi.ERRORS, "431": openapi.HEAD_TOO_LARGE}.items()),
     )
 

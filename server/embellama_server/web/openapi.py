@@ -20,8 +20,9 @@ from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect
 from embellama_server.problems import OpenAIErrorBody
 from embellama_server.reply import JSON
+from embellama_server.state import ServerState
 from embellama_server.telemetry.metrics import CONTENT_TYPE
-from embellama_server.web import pages
+from embellama_server.web import admin, pages
 
 ERRORS = {
     "400": "The request is wrong: the message names the field, the value and the limit.",
@@ -33,6 +34,12 @@ ERRORS = {
     "503": "More is asked than can be done, or no worker is ready.",
     "504": "The answer was not there in time.",
 }
+CHANGE_ERRORS = {
+    "400": "A setting is wrong, or the file cannot be served: the message says why.",
+    "404": "There is no such model, or the server was started without `--models-dir`.",
+    "409": "Another model is being loaded, or the name belongs to another model, or this is the only model.",
+    "503": "The server is shutting down.",
+}
 HEAD_TOO_LARGE = "The request's head is too large."
 
 TEXT, HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
@@ -43,6 +50,10 @@ _PAGES: dict[str, tuple[str, str, Any]] = {
     "/v1/models": ("The models that are served.", JSON, pages.ModelList),
     "/v1/models/{id}": ("One of the models that are served, by name or alias.", JSON, pages.ModelDescription),
     "/models": ("The same as `/v1/models`.", JSON, pages.ModelList),
+    "/openai/v1/models": ("The same as `/v1/models`, where Azure has it.", JSON, pages.ModelList),
+    "/openai/v1/models/{id}": ("The same as `/v1/models/{id}`, where Azure has it.", JSON, pages.ModelDescription),
+    "/openai/models": ("The same as `/v1/models`, where Azure has it.", JSON, pages.ModelList),
+    "/openai/models/{id}": ("The same as `/v1/models/{id}`, where Azure has it.", JSON, pages.ModelDescription),
     "/info": ("The first model, as text-embeddings-inference describes it.", JSON, dict[str, Any]),
     "/api/tags": ("The models that are served, as Ollama lists them.", JSON, dict[str, list[dict[str, Any]]]),
     "/api/ps": ("The models that are loaded, as Ollama lists them.", JSON, dict[str, list[dict[str, Any]]]),
@@ -50,6 +61,7 @@ _PAGES: dict[str, tuple[str, str, Any]] = {
     "/livez": ("Whether the server is alive.", TEXT, str),
     "/readyz": ("Whether every model has a worker that serves.", TEXT, str),
     "/health": ("How the models' workers are.", JSON, pages.ServerHealth),
+    admin.MODELS: ("The models that are served, and their workers, for administrators.", JSON, admin.AdminModelList),
     "/metrics": ("Counts and times, for Prometheus.", CONTENT_TYPE, str),
     "/openapi.json": ("This description.", JSON, dict[str, Any]),
     "/docs": ("This description, to be read.", HTML, str),
@@ -66,23 +78,25 @@ _COMPUTED = {
 }
 
 
-def routes(model: str) -> list[Route]:
-    """Return the description's route; its examples ask for `model`."""
+def routes(state: ServerState) -> list[Route]:
+    """Return the description's route; its examples ask for the first model."""
 
     async def openapi(_: Request) -> Response:
-        return pages.as_json(description(model))
+        return pages.as_json(description(state.model(None).info.name, state.config.root_path))
 
     return [Route("/openapi.json", openapi)]
 
 
-@functools.cache
-def description(model: str) -> dict[str, Any]:
-    """Describe every path, as OpenAPI 3.1, with examples that ask for `model`."""
+# Of the first model, which may be another one later.
+@functools.lru_cache(maxsize=4)
+def description(model: str, root_path: str = "") -> dict[str, Any]:
+    """Describe every path, as OpenAPI 3.1, with examples that ask for `model`; clients find the paths below a root."""
     paths: dict[str, Any] = {
         path: {"post": _post(dialect, path, model)} for dialect in DIALECTS for path in dialect.paths
     }
     for path in _PAGES:
         paths.setdefault(path, {}).update(get=_get(path), head=_head(path))
+    paths[admin.MODEL] = {"put": _load_model(), "delete": _unload_model()}
     for path, operations in paths.items():
         answers = {"204": {"description": "See `allow`.", "headers": _ALLOW}, "431": _error(HEAD_TOO_LARGE)}
         name = path.partition("{")[2].partition("}")[0]
@@ -99,6 +113,7 @@ def description(model: str) -> dict[str, Any]:
             "description": "Embeddings of GGUF models, for clients of OpenAI, Cohere, Jina, Voyage, Ollama and "
             "text-embeddings-inference.",
         },
+        "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": _schemas()[1]},
     }
@@ -107,7 +122,8 @@ def description(model: str) -> dict[str, Any]:
 @functools.cache
 def _schemas() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """Describe every type that is mentioned; return its schema by type, and the components that schemas refer to."""
-    types: list[Any] = [OpenAIErrorBody, *(kind for _, _, kind in _PAGES.values())]
+    types: list[Any] = [OpenAIErrorBody, admin.AdminModel, admin.UnloadedModel]
+    types += [kind for _, _, kind in _PAGES.values()]
     for dialect in DIALECTS:
         types += [dialect.body_type, dialect.error_body, *dialect.answers.values()]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
@@ -136,18 +152,40 @@ def _get(path: str) -> dict[str, Any]:
     answers = {"200": {"description": about, "content": content}, "431": _error(HEAD_TOO_LARGE)}
     if path in _NOT_WELL:
         answers["503"] = {"description": "It is not.", "content": content}
-    if "{" in path:
-        answers["404"] = _error(ERRORS["404"])
+    if path in _MAY_BE_MISSING:
+        answers["404"] = _error(CHANGE_ERRORS["404"] if path == admin.MODELS else ERRORS["404"])
     return _operation("get", path, about, answers)
 
 
+def _load_model() -> dict[str, Any]:
+    about = "Load a model and serve it, in the place of the one of its name if there is one; for administrators."
+    errors = {status: ERRORS[status] for status in ("408", "413", "415")} | CHANGE_ERRORS
+    answers = _changed(admin.AdminModel, errors)
+    operation = _operation("put", admin.MODEL, about, answers)
+    operation["requestBody"] = {"required": True, "content": {JSON: {"schema": admin.settings_schema()}}}
+    return operation
+
+
+def _unload_model() -> dict[str, Any]:
+    about = "Stop serving a model, once its requests are answered; for administrators."
+    return _operation("delete", admin.MODEL, about, _changed(admin.UnloadedModel, CHANGE_ERRORS))
+
+
+def _changed(kind: Any, errors: Mapping[str, str]) -> dict[str, Any]:
+    answers = {"200": {"description": "The answer.", "content": _content({JSON: kind})}, "431": _error(HEAD_TOO_LARGE)}
+    answers |= {status: _error(about) for status, about in errors.items()}
+    answers["503"]["headers"] = _RETRY_AFTER
+    return answers
+
+
 def _head(path: str) -> dict[str, Any]:
-    statuses = ["200", *(["503"] if path in _NOT_WELL else []), *(["404"] if "{" in path else []), "431"]
+    statuses = ["200", *(["503"] if path in _NOT_WELL else []), *(["404"] if path in _MAY_BE_MISSING else []), "431"]
     answers = {status: {"description": "As `GET`, without the body."} for status in statuses}
     return _operation("head", path, "The head of what `GET` answers.", answers)
 
 
 _NOT_WELL = ("/readyz", "/health")
+_MAY_BE_MISSING = (admin.MODELS, *(path for path in _PAGES if "{" in path))
 
 
 def _operation(method: str, path: str, about: str, answers: dict[str, Any]) -> dict[str, Any]:

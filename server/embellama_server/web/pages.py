@@ -22,6 +22,9 @@ from embellama_server.reply import JSON, dumps
 from embellama_server.state import ServedModel, ServerState
 from embellama_server.telemetry import metrics
 
+# Where models are listed: OpenAI's path, without its version, Azure's two.
+MODEL_LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
+
 
 class ModelDescription(TypedDict):
     """A model as OpenAI describes one, with more fields of our own."""
@@ -91,9 +94,8 @@ def routes(state: ServerState) -> list[Route]:
     return [
         # POST is a dialect's, and does not come here; `allow` names it.
         Route("/", pages.root, methods=["GET", "POST"]),
-        Route("/v1/models", pages.models),
-        Route("/v1/models/{id:path}", pages.model),
-        Route("/models", pages.models),
+        *(Route(path, pages.models) for path in MODEL_LISTS),
+        *(Route(f"{path}/{{id:path}}", pages.model) for path in MODEL_LISTS if path != "/models"),
         Route("/info", pages.info),
         Route("/livez", pages.livez),
         Route("/readyz", pages.readyz),
@@ -136,11 +138,11 @@ class _Pages:
         return Response("embellama is running", media_type="text/plain")
 
     async def models(self, _: Request) -> Response:
-        return as_json({"object": "list", "data": [_description(model) for model in self._state.models.values()]})
+        return as_json({"object": "list", "data": [model_description(model) for model in self._state.models.values()]})
 
     async def model(self, request: Request) -> Response:
         try:
-            return as_json(_description(self._state.model(request.path_params["id"])))
+            return as_json(model_description(self._state.model(request.path_params["id"])))
         except Exception as error:
             return error_response(request, error)
 
@@ -182,7 +184,7 @@ class _Pages:
         return Response("ok", media_type="text/plain")
 
     async def health(self, _: Request) -> Response:
-        models = {name: _health(model) for name, model in self._state.models.items()}
+        models = {name: health(model) for name, model in self._state.models.items()}
         # The worst of them speaks for all.
         status = max((each["status"] for each in models.values()), key=_WORSE.index)
         first = next(iter(models.values()))
@@ -198,7 +200,7 @@ class _Pages:
 _WORSE = ("ok", "degraded", "starting", "unavailable")
 
 
-def _description(model: ServedModel) -> ModelDescription:
+def model_description(model: ServedModel) -> ModelDescription:
     """Describe a model as OpenAI does, and more."""
     info, config = model.info, model.config
     return {
@@ -221,7 +223,8 @@ def _description(model: ServedModel) -> ModelDescription:
     }
 
 
-def _health(model: ServedModel) -> PoolHealth:
+def health(model: ServedModel) -> PoolHealth:
+    """Tell how a model's workers are."""
     pool = model.backend.state
     body: PoolHealth = {
         "status": pool.status,

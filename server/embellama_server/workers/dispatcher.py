@@ -99,6 +99,7 @@ class Dispatcher:
         self._ticker: asyncio.TimerHandle | None = None
         self._was_whole = False
         self._closing = False
+        self._closed = asyncio.Event()
 
     @property
     def n_workers(self) -> int:
@@ -190,15 +191,19 @@ class Dispatcher:
     async def close(self, *, at_once: bool = False) -> None:
         """Stop every worker and wait until none is left. Requests not yet answered fail with `Unavailable`.
 
-        Calling it again does nothing.
+        Calling it again waits for the same end.
         """
         if self._closing:
+            await self._closed.wait()
             return
         self._closing = True
         if self._ticker:
             self._ticker.cancel()
-        _settle(self._ledger.close("the server is shutting down"))
-        await self._supervisor.close(at_once=at_once)
+        try:
+            _settle(self._ledger.close("the server is shutting down"))
+            await self._supervisor.close(at_once=at_once)
+        finally:
+            self._closed.set()
 
     def on_ready(self, worker: int) -> None:
         self._scheduler.worker_ready(worker)

@@ -164,8 +164,10 @@ class Supervisor:
         processes = [worker.process for worker in self._workers.values()]
         for worker in list(self._workers.values()):
             worker.state = "stopping"
+            worker.settled.set()  # nobody need wait for it any more
             worker.process.kill() if at_once else worker.process.stop()
         await asyncio.gather(*(process.end() for process in processes))
+        del self._shared  # also where this object is found as garbage later, or never
 
     def _start(self, n_fruitless: int = 0, replaces: WorkerRecord | None = None) -> WorkerRecord:
         self._number += 1
@@ -243,7 +245,7 @@ class Supervisor:
             self.trouble = reason
         else:  # another one in its place may well serve
             worker.drifted = True
-        if not self._canary.is_known and not self._failed.done():
+        if not self._canary.is_known and not self._failed.done() and not self._closing:
             self._failed.set_exception(ModelLoadError(self._config.model_path, reason))
         worker.kill(reason)
 
