@@ -8,6 +8,7 @@ a config ── load, check_memory ──► ServedModel ── its workers star
 import asyncio
 import contextlib
 import functools
+import gc
 import hashlib
 import logging
 import os
@@ -45,9 +46,6 @@ WORKER_BYTES = 80_000_000
 
 # How often it is asked whether a model's workers are ready. They take at least half a second.
 READY_S = 0.05
-
-# What a request calls the file, and what settings it may not have: its path says them, or the file's own does.
-PATH_FIELD = "path"
 
 
 def load(config: ServerConfig, metrics: Metrics) -> ServedModel:
@@ -196,7 +194,7 @@ class ModelChanges:
             if field in settings:
                 raise BadRequest(f"{field}: the file is named by path, the model by where this is sent to", field)
         own = {"aliases": old.config.aliases if old else (), **settings, "model_name": name}
-        own["model_path"] = self._file(PATH_FIELD, own.pop(PATH_FIELD, None))
+        own["model_path"] = self._file("path", own.pop("path", None))
         if own.get("prompts_file"):
             own["prompts_file"] = self._file("prompts_file", own["prompts_file"])
         return self._state.config.pool(own)
@@ -248,6 +246,8 @@ class ModelChanges:
         await model.close(at_once=False)
         self._state.leaving.remove(model)
         logger.info("unloaded %r from %s", model.info.name, model.info.path)
+        del model
+        gc.collect()  # its parts refer to each other; a millisecond, as what was there at the start is frozen
 
 
 def _digest(header: Header, created: int) -> str:

@@ -80,7 +80,7 @@ def page(model: str, root_path: str = "") -> str:
             if method in operations:
                 is_link = method == "get" and "{" not in path
                 lines.append(Line(method.upper(), path, operations[method]["summary"], is_link))
-    posts = [_section(paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
+    posts = [_section(model, paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
     return _template().render(
         version=description["info"]["version"],
         about=description["info"]["description"],
@@ -104,9 +104,10 @@ def _prose(text: str) -> Markup:
     return Markup(re.sub("`(.*?)`", r"<code>\1</code>", escape(text)))
 
 
-def _section(paths: list[str], operation: Schema, schemas: Schema) -> PostSection:
+def _section(model: str, paths: list[str], operation: Schema, schemas: Schema) -> PostSection:
     body = operation["requestBody"]["content"][JSON]
     example = msgspec.json.encode(body["example"]).decode()
+    path = paths[0].replace("{model}", model)
     answer, error = (
         _in_words(operation["responses"][status]["content"][JSON]["schema"], schemas) for status in ("200", "400")
     )
@@ -115,7 +116,7 @@ def _section(paths: list[str], operation: Schema, schemas: Schema) -> PostSectio
         paths=paths,
         about=operation["summary"],
         fields=_fields(schemas[_name(body["schema"])], schemas),
-        command=f"curl 127.0.0.1:8000{paths[0]} -H 'content-type: {JSON}' -d '{example}'",
+        command=f"curl 127.0.0.1:8000{path} -H 'content-type: {JSON}' -d '{example}'",
         answer=answer,
         error=error,
     )

@@ -139,8 +139,11 @@ def _post(dialect: Dialect[Any, Any], path: str, model: str) -> dict[str, Any]:
             answers[status] = {"description": about, "content": _content({JSON: dialect.error_body})}
     answers["431"] = _error(HEAD_TOO_LARGE)
     answers["503"]["headers"] = _RETRY_AFTER
+    in_path = "{model}" in path
+    if in_path:  # a name that nothing can have, such as one of two lines, makes it a path that is not there
+        answers["404"] = _error(ERRORS["404"])
     operation = _operation("post", path, dialect.about, answers)
-    example = {**({"model": model} if named else {}), **dialect.example}
+    example = {**({"model": model} if named and not in_path else {}), **dialect.example}
     body = {"schema": _schemas()[0][dialect.body_type], "example": example}
     operation["requestBody"] = {"required": True, "content": {JSON: body}}
     return operation
