@@ -12,8 +12,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from embellama.errors import ConfigError
 
-# Whatever a page of another origin may do here. A change of what is served is nothing for such pages: whoever has one
-# open in a browser beside the server would make it.
+# What pages of other origins may do. PUT and DELETE change what is served: with them, any page that an administrator
+# looks at could do so from his browser.
 CORS_METHODS = ("GET", "HEAD", "POST")
 
 # How long a browser may go by what it was told; none does so for longer than two hours.

@@ -139,12 +139,10 @@ class ModelChanges:
             self._check_names(config, old)
             logger.info("loading %r from %s", config.model_name, config.model_path)
             started_at = time.monotonic()
-            model = await asyncio.to_thread(load, config, self._state.metrics)
-            check_memory([model])
             try:
-                await self._start_workers(model)
-            except BaseException:
-                await model.close(at_once=True)
+                model = await self._loaded(config)
+            except (ConfigError, ModelLoadError) as error:
+                logger.error("%r was not loaded, what is served stays: %s", config.model_name, error)
                 raise
             self._state.serve(model)
         logger.info("loaded in %.1f s: %s", time.monotonic() - started_at, described(model))
@@ -217,6 +215,17 @@ class ModelChanges:
             owner = self._state.names.get(name)
             if owner and owner is not old:
                 raise Conflict(f"{name!r} is a name of {owner.info.name!r} already")
+
+    async def _loaded(self, config: ServerConfig) -> ServedModel:
+        """Load a model, and return it once its workers are ready."""
+        model = await asyncio.to_thread(load, config, self._state.metrics)
+        check_memory([model])
+        try:
+            await self._start_workers(model)
+        except BaseException:
+            await model.close(at_once=True)
+            raise
+        return model
 
     async def _start_workers(self, model: ServedModel) -> None:
         """Start a model's workers and wait until all are ready; raises `ModelLoadError` if they fail."""

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+from embellama_server.app import build_app
+from embellama_server.state import ServerState
 
+from embellama.errors import ConfigError
 from tests.conftest import Server, StartServer, running_server, wait_until
 from tests.tiny import write_bert
 
@@ -157,6 +161,12 @@ def test_models_are_changed_only_where_there_is_a_folder_for_them(server: Server
     for answer in (put(server, "minilm", path="x"), delete(server, "minilm"), httpx.get(f"{server.url}/admin/models")):
         assert answer.status_code == 404
         assert "--models-dir" in answer.json()["error"]["message"]
+
+
+def test_a_folder_that_is_not_there_is_refused(state: ServerState) -> None:
+    state.config = msgspec.structs.replace(state.config, models_dir="/no")
+    with pytest.raises(ConfigError, match="models_dir is '/no': there is no such folder"):
+        build_app(state)
 
 
 def test_the_server_stops_while_it_loads_a_model(start_server: StartServer, folder: Path) -> None:
