@@ -41,7 +41,7 @@ async def test_every_path_is_the_same_with_a_slash_and_below_the_root_path(state
             for other in (f"{path}/", f"{root_path}{path}", f"{root_path}{path}/"):
                 found = await http.request(method, other, json=body)
                 assert found.status_code == wanted.status_code, other
-                assert found.content[:9] == wanted.content[:9], other
+                assert found.content[:5] == wanted.content[:5], other
 
 
 async def test_paths_in_metrics_are_those_of_routes(state: ServerState) -> None:
