@@ -288,3 +288,29 @@ def test_for_other_cpus_there_is_nothing_to_build(tmp_path: Path) -> None:
     code = "import build, platform; platform.machine = lambda: 'sparc'; build.main()"
     done = run(sys.executable, "-c", code, cwd=tmp_path / "native")
     assert done.stdout == f"kernels: not built: no kernels for this CPU ({sys.platform} sparc)\n"
+
+
+def services(folder: Path, *there: str) -> "subprocess.CompletedProcess[str]":
+    """Run scripts/setup --services where there is no apt-get, and of programs only these."""
+    copy(folder, "scripts/setup")
+    for name in ("bash", "dirname", "readlink"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    for name in there:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    # It looks into /usr/sbin too, where haproxy and nginx are, or are not.
+    return run(folder / "scripts" / "setup", "--services", env={"PATH": str(folder)})
+
+
+SERVICES = ("redis-server", "promtool", "chromium", "haproxy", "nginx", "strace", "systemd-analyze", "openssl")
+
+
+def test_services_that_are_there_are_not_installed(tmp_path: Path) -> None:
+    done = services(tmp_path, *SERVICES)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_where_services_cannot_be_installed_it_says_how(tmp_path: Path) -> None:
+    done = services(tmp_path, *{*SERVICES} - {"promtool", "chromium"})
+    said = "setup: some tests need programs that are missing (on Debian: sudo apt install prometheus chromium)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
