@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +162,22 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None
 
 @contextlib.contextmanager
 def running_server(
-    log: Path, *flags: str, ready: bool = True, verify: ssl.SSLContext | bool = True
+    log: Path,
+    *flags: str,
+    ready: bool = True,
+    verify: ssl.SSLContext | bool = True,
+    under: Sequence[str | Path] = (),
 ) -> Iterator[Server]:
-    """Run embellama-server on a free port; at the end it, and all it started, must be gone."""
+    """Run embellama-server on a free port; at the end it, and all it started, must be gone.
+
+    Args:
+        ready: Wait until every worker is ready.
+        verify: How its certificate is checked, if it has one.
+        under: The command that runs it (`tests.watching.watched`).
+    """
+    command = [*under, BIN / "embellama-server", "--port", "0", *flags]
     with log.open("w") as stderr:
-        server = Server(psutil.Popen([BIN / "embellama-server", "--port", "0", *flags], stderr=stderr), log, verify)
+        server = Server(psutil.Popen(command, stderr=stderr), log, verify)
     family: list[psutil.Process] = [server.process]
     try:
         wait_until(lambda: "listening on" in log.read_text() or server.process.poll() is not None, "it listens")
