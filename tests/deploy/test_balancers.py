@@ -1,6 +1,7 @@
 """Servers behind HAProxy and nginx: clients do not notice that one is killed, restarted or full."""
 
 import contextlib
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_its_configuration_is_right(name: str, tmp_path: Path) -> None:
     command = configured(name, tmp_path, listening=(8080, 8443), upstream=(8001, 8002))
     checked = run(*command, "-c" if name == "haproxy" else "-t")
     assert checked.returncode == 0, checked.stderr
-    assert "WARNING" not in checked.stderr and "[warn]" not in checked.stderr, checked.stderr
+    assert not re.search(r"WARNING|\[warn\]", checked.stderr), checked.stderr
 
 
 def test_32_clients_do_not_notice_that_servers_are_killed_and_restarted(

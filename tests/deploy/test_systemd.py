@@ -1,10 +1,8 @@
 """The systemd unit is right, and what it forbids the server does without."""
 
 import functools
-import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -28,7 +26,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calls(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def calls(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """All system calls of a server that starts, answers, replaces its workers and ends."""
     folder = tmp_path_factory.mktemp("calls")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +39,7 @@ def calls(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: worker not in server.workers(), "the worker is replaced")
             server.wait_ready()
-    yield [call.replace(str(folder), "FOLDER") for call in traced(folder / "calls")]
+    return [call.replace(str(folder), "FOLDER") for call in traced(folder / "calls")]
 
 
 def settings(name: str) -> list[str]:
