@@ -81,7 +81,7 @@ def test_no_text_is_logged(start_server: StartServer, tiny_path: str) -> None:
                 {"model": "tiny", "input": secret},
                 {"model": "tiny", "input": f"poison {secret}"},
                 {"model": "tiny", "input": f"{secret} " * 1000},
-                {"model": "tiny", "input": secret, secret: 1},
+                {"model": "tiny", "input": secret, "dimensions": secret},
                 {"model": secret, "input": secret},
             )
         ]

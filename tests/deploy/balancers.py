@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.conftest import ROOT, Server, running_server
+import httpx
+
+from tests.conftest import ROOT, Server, running_server, wait_until
 from tests.programs import free_port, listens, program, running
 
 
@@ -46,6 +49,17 @@ class Balancer(Server):
     """A balancer, which answers on `url` and, with TLS, on `https`."""
 
     https: str
+
+
+@contextlib.contextmanager
+def filled(server: Server) -> Iterator[None]:
+    """Have a server that has ``--queue-bytes 1`` refuse all: a request that does not end takes the room."""
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        body = {"model": "none", "input": "red"}
+        wait_until(lambda: httpx.post(f"{server.url}/v1/embeddings", json=body).status_code == 503, "it is full")
+        yield
 
 
 @functools.cache

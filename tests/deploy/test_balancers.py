@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import Reference, StartServer, run
-from tests.deploy.balancers import Balancer, Pair, certificate, configured, running_balancer
+from tests.deploy.balancers import Balancer, Pair, certificate, configured, filled, running_balancer
 from tests.faults.conftest import Crowd, are_vectors_of
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
@@ -24,12 +24,18 @@ def pair(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield pair
 
 
-@pytest.fixture(scope="module", params=BALANCERS)
-def balancer(
-    pair: Pair, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Balancer]:
-    with running_balancer(request.param, tmp_path_factory.mktemp("balancer"), pair.ports) as balancer:
-        yield balancer
+@pytest.fixture(scope="module")
+def balancers(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Balancer]]:
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(running_balancer(name, tmp_path_factory.mktemp(name), pair.ports))
+            for name in BALANCERS
+        }
+
+
+@pytest.fixture(params=BALANCERS)
+def balancer(balancers: dict[str, Balancer], request: pytest.FixtureRequest) -> Balancer:
+    return balancers[request.param]
 
 
 @pytest.mark.parametrize("name", BALANCERS)
@@ -41,32 +47,36 @@ def test_its_configuration_is_right(name: str, tmp_path: Path) -> None:
 
 
 def test_32_clients_do_not_notice_that_servers_are_killed_and_restarted(
-    balancer: Balancer, pair: Pair, reference: Reference
+    balancers: dict[str, Balancer], pair: Pair, reference: Reference
 ) -> None:
-    crowd = Crowd(balancer, reference)
-    for end in (pair.kill, pair.stop):
-        for i in (0, 1):
+    crowds = [Crowd(balancer, reference) for balancer in balancers.values()]
+
+    def wait_answers() -> None:
+        for crowd in crowds:
             crowd.wait_answers(32)
-            end(i)
-            crowd.wait_answers(32)
-            pair.start(i)
-    crowd.wait_answers(32)
-    crowd.assert_all_right()
+
+    for end, i in ((pair.kill, 0), (pair.stop, 1), (pair.stop, 0)):
+        wait_answers()
+        end(i)
+        wait_answers()
+        pair.start(i)
+    wait_answers()
+    for crowd in crowds:
+        crowd.assert_all_right()
 
 
-@pytest.mark.parametrize("name", BALANCERS)
 def test_what_a_full_server_refuses_another_one_answers(
-    name: str, pair: Pair, start_server: StartServer, reference: Reference, tmp_path: Path
+    pair: Pair, start_server: StartServer, reference: Reference, tmp_path: Path
 ) -> None:
-    with start_server("--model-path", pair.model_path, "--workers", "1", "--queue-bytes", "1") as full:
-        body = {"model": "minilm", "input": reference.texts[:2]}
-        assert httpx.post(f"{full.url}/v1/embeddings", json=body).status_code == 503
+    body = {"model": "minilm", "input": reference.texts[:2]}
+    with start_server("--model-path", pair.model_path, "--workers", "1", "--queue-bytes", "1") as full, filled(full):
         upstream = (httpx.URL(full.url).port or 0, pair.ports[0])
-        with running_balancer(name, tmp_path, upstream) as balancer, httpx.Client() as client:
-            for _ in range(8):
-                answer = client.post(f"{balancer.url}/v1/embeddings", json=body)
-                assert answer.status_code == 200
-                assert are_vectors_of(answer, reference, [0, 1])
+        for name in BALANCERS:
+            with running_balancer(name, tmp_path, upstream) as balancer, httpx.Client() as client:
+                for _ in range(8):
+                    answer = client.post(f"{balancer.url}/v1/embeddings", json=body)
+                    assert answer.status_code == 200
+                    assert are_vectors_of(answer, reference, [0, 1])
 
 
 def test_a_sub_path_and_tls_lead_to_the_same_vectors(balancer: Balancer, reference: Reference) -> None:
