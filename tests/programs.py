@@ -2,7 +2,7 @@
 
 program(name) ──► its path; without it the test is skipped and the run's end says why, and with CI=true the test fails
 running(…)    ──► a process that is ready, with its log; gone at the end
-redis_server  ──► the address of a Redis that tests share
+redis_server  ──► a Redis of a test's own
 """
 
 import contextlib
@@ -71,18 +71,38 @@ def running(log: Path, *command: str | Path, ready: Callable[[], bool]) -> Itera
             left.kill()
 
 
-@contextlib.contextmanager
-def running_redis(folder: Path, port: int = 0) -> Iterator[str]:
-    """Run a Redis that keeps nothing, on `port` or a free one; yield its address."""
-    port = port or free_port()
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    with running(folder / "redis.log", program("redis-server"), *flags, ready=lambda: listens(port)):
-        yield f"redis://127.0.0.1:{port}/0"
+class RedisServer:
+    """A Redis that keeps nothing on disk, and can be killed, stopped and started again on the same port."""
+
+    def __init__(self, folder: Path):
+        self._log = folder / "redis.log"
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._flags = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder, "--save", "")
+        self._life = contextlib.ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        command = (program("redis-server"), *self._flags)
+        self._process = self._life.enter_context(running(self._log, *command, ready=lambda: listens(self.port)))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._life.close()
+
+    def stop(self) -> None:
+        """Let it be silent: connections are taken, and nothing is answered."""
+        self._process.suspend()
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        self._process.resume()
 
 
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Redis that tests share; each uses keys of its own."""
-    with running_redis(tmp_path_factory.mktemp("redis")) as address:
-        yield address
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
