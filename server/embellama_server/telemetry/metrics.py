@@ -160,6 +160,7 @@ class _Pools(Collector):
     def collect(self) -> Iterable[Metric]:
         waiting = _gauge("queue_requests", "Requests waiting for a worker.", "model")
         tokens = _gauge("queue_tokens", "Tokens waiting for a worker.", "model")
+        wait = _gauge("wait_seconds", "Seconds of work that waits, at the rate measured lately; 0 if unknown.", "model")
         workers = _gauge("workers", "Workers asked for.", "model")
         ready = _gauge("workers_ready", "Workers that serve.", "model")
         restarts = _counter("worker_restarts", "Workers that died and were started again.", "model")
@@ -170,6 +171,7 @@ class _Pools(Collector):
             pool = backend.state
             waiting.add_metric([model], pool.n_waiting)
             tokens.add_metric([model], pool.waiting_tokens)
+            wait.add_metric([model], pool.waiting_tokens / pool.rate if pool.rate else 0.0)
             workers.add_metric([model], pool.n_workers)
             ready.add_metric([model], pool.n_ready)
             restarts.add_metric([model], pool.n_restarts)
@@ -177,4 +179,4 @@ class _Pools(Collector):
                 busy.add_metric([model, str(place)], state.busy_s)
                 memory.add_metric([model, str(place)], state.memory)
                 resident.add_metric([model, str(place)], state.resident)
-        return [waiting, tokens, workers, ready, restarts, busy, memory, resident]
+        return [waiting, tokens, wait, workers, ready, restarts, busy, memory, resident]
