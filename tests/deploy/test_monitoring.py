@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,13 @@ def prometheus(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             running(folder / "prometheus.log", *command, ready=lambda: listens(port)),
             httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
         ):
-            for _ in range(6):  # rates need two scrapes
+
+            def has_seen_load() -> bool:
                 ask(server)
-                time.sleep(0.7)
-            refused = "rate(embellama_requests_total{status='503'}[5m])"
-            wait_until(lambda: bool(values(client, refused)), "it has scraped all of that twice")
+                grows = "rate(embellama_requests_total{status='%s'}[1m]) > 0"
+                return all(values(client, grows % status) for status in (200, 500, 503))
+
+            wait_until(has_seen_load, "Prometheus has seen counters grow")
             yield client
 
 
