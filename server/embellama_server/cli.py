@@ -14,8 +14,15 @@ from embellama.cli.flags import SectionedCommand, config_options
 from embellama.config import EngineConfig
 from embellama_server.config import ServerConfig
 
+CACHE = ("cache_bytes", "cache_file", "cache_file_bytes", "redis_url", "cache_ttl_s")
 SECTIONS = {
-    "Model": ("model_path", "config_file", "aliases", *EngineConfig.__struct_fields__),
+    "Model": (
+        "model_path",
+        "config_file",
+        "aliases",
+        *(name for name in EngineConfig.__struct_fields__ if name not in CACHE),
+    ),
+    "Cache": CACHE,
     "Address": ("host", "port"),
     "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),
     "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),

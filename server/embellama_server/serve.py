@@ -28,6 +28,9 @@ import uvloop
 
 from embellama.advice.formats import faster_format
 from embellama.backend import Backend
+from embellama.cache.backend import keeps_rows, with_cache
+from embellama.cache.futures import LoopFutures
+from embellama.cache.key import weights_hash
 from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError, ModelLoadError
 from embellama.gguf.compute import resolved
@@ -157,8 +160,10 @@ def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
+    content = weights_hash(config.model_path) if keeps_rows(config) else b""
+    backend = with_cache(dispatcher, config, weights, content, LoopFutures())
     created = int(os.stat(config.model_path).st_mtime)
-    return ServedModel(config, jobs, info, dispatcher, dispatcher, created, _digest(weights.header, created))
+    return ServedModel(config, jobs, info, dispatcher, backend, created, _digest(weights.header, created))
 
 
 def _digest(header: Header, created: int) -> str:
