@@ -140,7 +140,9 @@ def measure_workers(options: argparse.Namespace) -> Result:
     measures: dict[str, Measure] = {}
     with contextlib.ExitStack() as stack:
         for n in SCALE:
-            config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=n, n_threads=1, cache_bytes=0)
+            config = EngineConfig(
+                model_path=options.model_path, model_name="minilm", num_workers=n, n_threads=1, cache_bytes=0
+            )
             engine = stack.enter_context(EmbeddingEngine(config))
             measures[f"library, {n}"] = functools.partial(compare.library_rate, engine, wanted)
         for n in SCALE:

@@ -35,8 +35,8 @@ def test_entries_come_back(redis_server: RedisServer) -> None:
 
 def test_redis_forgets_what_is_too_old(redis_server: RedisServer) -> None:
     layer_at(redis_server, ttl_s=1000).put(ENTRIES)
-    (name, *_) = redis_server.client.keys()  # type: ignore[misc]
-    assert 900 < redis_server.client.ttl(name) <= 1000  # type: ignore[operator]
+    (name, *_) = redis_server.client.keys()
+    assert 900 < redis_server.client.ttl(name) <= 1000
 
 
 def test_one_that_is_killed_is_no_error_and_used_again_when_it_is_back(

@@ -68,7 +68,18 @@ def faulty_server(
         "FAULTS_DRIFT": str(folder / "drift"),
         "FAULTS_DIE": str(folder / "die"),
     }
-    command = [sys.executable, "-m", "tests.faults.entry", *constants, "--", "--port", "0", "--cache-bytes", "0", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.entry",
+        *constants,
+        "--",
+        "--port",
+        "0",
+        "--cache-bytes",
+        "0",
+        *flags,
+    ]
     with log.open("w") as stderr:
         server = FaultyServer(
             psutil.Popen(command, stderr=stderr, cwd=ROOT, env=environment, preexec_fn=limited(n_descriptors)), log
