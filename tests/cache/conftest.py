@@ -1,4 +1,4 @@
-"""A Redis server of the tests' own."""
+"""A Redis server of the tests' own, and time for slow layers."""
 
 import signal
 import socket
@@ -52,6 +52,14 @@ class RedisServer:
     def close(self) -> None:
         self.client.close()
         self.kill()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def patience() -> Iterator[None]:
+    """Wait for slow layers for as long as they take: how fast this machine is now decides nothing."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("embellama.cache.backend.READ_S", 60.0)
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from embellama.backend import Caller, Times
 from embellama.batch import RowKind, Rows
 from embellama.cache.backend import LOOKED_AT
 from embellama.cache.key import RowKeys
+from embellama.cache.layers import READ_S
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
 from tests.cache.simulation import DictLayer, Inside, cached, outcome, rows_of, text
 from tests.conftest import wait_until
@@ -295,7 +296,9 @@ def test_a_damaged_entry_is_a_miss(inside: Inside, damage: bytes | str) -> None:
     wait_until(lambda: layer.entries[key][20:] == entry[20:], "it is mended")
 
 
-def test_a_layer_that_is_stuck_is_not_waited_for(inside: Inside) -> None:
+def test_a_layer_that_is_stuck_is_not_waited_for(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embellama.cache.backend.READ_S", READ_S)
+
     class Stuck(DictLayer):
         def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
             wait_until(lambda: stuck is False, "the test is over")

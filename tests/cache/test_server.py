@@ -62,17 +62,6 @@ def test_a_text_that_is_known_is_not_computed_again(start_server: StartServer, t
         assert f'embellama_cache_bytes{{layer="memory",model="tiny"}} {found["memory"]["bytes"]}.0' in page
 
 
-def test_rows_in_a_file_outlive_the_server(start_server: StartServer, tiny_path: str, tmp_path: Path) -> None:
-    flags = ("--model-path", tiny_path, *SHARED, "--cache-file", str(tmp_path / "rows.sqlite"))
-    with start_server(*flags) as server:
-        vectors = embed(server, "red", "green").json()["data"]
-    with start_server(*flags) as server:
-        again = embed(server, "green", "red", "blue")
-        assert again.headers["x-embellama-cached-tokens"] == "6"
-        assert [item["embedding"] for item in again.json()["data"][:2]] == [item["embedding"] for item in vectors][::-1]
-        assert (layers(server)["sqlite"]["hits"], layers(server)["sqlite"]["misses"]) == (2, 1)
-
-
 def test_a_layer_that_cannot_be_used_ends_the_start(tiny_path: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     path.write_text("not a database, but longer than the head of one is. " * 20)
