@@ -4,7 +4,7 @@ The rows of a text are made of its first token id, so every row says whose it is
 """
 
 import concurrent.futures
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Inside:
         self._futures: Futures[Any] = futures or ThreadFutures()
         self.requests: list[Request] = []
         self.full = self.closed = False
+        self.on_submit: Callable[[], object] = lambda: None
 
     @property
     def state(self) -> PoolState:
@@ -97,6 +98,7 @@ class Inside:
         for position, ids in enumerate(tokens):
             if ids[0] < 0:
                 raise EmbeddingFailed(position, "known to be poison")
+        self.on_submit()
         self.requests.append(Request(tokens, self._futures.new(), options))
         return self.requests[-1].future
 

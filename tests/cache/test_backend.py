@@ -176,6 +176,15 @@ def test_a_row_that_nobody_waits_for_is_not_computed(inside: Inside) -> None:
     assert len(inside.open) == 1
 
 
+def test_a_row_is_not_computed_if_who_wants_it_leaves_as_it_is_asked_for(inside: Inside) -> None:
+    backend = cached(inside)
+    backend.submit([A, B], deadline=1.0)
+    second = backend.submit([B])
+    inside.on_submit = second.cancel
+    inside.requests[0].expire()
+    assert inside.requests[1].future.cancelled()
+
+
 def test_a_failure_reaches_each_with_his_own_index_and_costs_the_others_nothing(inside: Inside) -> None:
     backend = cached(inside)
     first, second, third = backend.submit([A, B]), backend.submit([C, C, B]), backend.submit([A])
