@@ -17,9 +17,10 @@ the back end inside and callers' code are called without it.
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Generic
 
 import msgspec
@@ -45,6 +46,9 @@ RECENT_REQUESTS = 32
 # `LOOKED_AT` in any case, to find out. Looking at all of them would have a flood read and tokenized in vain.
 KNOWN_SHARE = 1 / 16
 LOOKED_AT = 16
+
+# Bytes of rows that are kept of one request to the back end inside; more would drive out all others.
+MAX_KEPT_BYTES = 32 * 1024 * 1024
 
 
 class CachedBackend(Generic[RowsFuture]):
@@ -112,30 +116,36 @@ class CachedBackend(Generic[RowsFuture]):
         What is known is answered though the back end inside is full. What that raises once slow layers were asked, the
         future fails with.
         """
-        with contextlib.suppress(Overloaded):
-            self._inside.check_room()
         keys = self._keys.of(tokens, kind, caller)
         starts = row_starts(tokens, kind)
         since = time_limit(self._ttl_s)
+        row_bytes = 4 * self._dim
+        report = ProgressReport(progress, len(tokens)) if progress else None
         with self._lock:
             found = [
-                self._memory.get(key, 4 * self._dim * (end - start), since)
+                self._memory.get(key, row_bytes * (end - start), since)
                 for key, start, end in zip(keys, starts, starts[1:], strict=False)
             ]
             whole = None not in found
             self._known_share += (whole - self._known_share) / RECENT_REQUESTS
-        report = ProgressReport(progress, len(tokens)) if progress else None
+            if not whole:
+                future = self._futures.new()
+                asked = Asked(tokens, keys, starts, kind, self._dim, future, deadline, times, report, caller)
+                self._put(asked, zip(keys, found, strict=True))
+                left = self._flights.join(asked, list(asked.missing))
+                flight = self._flights.open(asked, left) if left and not self._slow else None
         if whole:
             return self._known(tokens, starts[-1], found, times, report)  # type: ignore[arg-type]
-        asked = Asked(tokens, keys, starts, kind, self._dim, self._futures.new(), deadline, times, report, caller)
-        self._ask(asked, {key: entry for key, entry in zip(keys, found, strict=True) if entry is not None}, since)
-        with self._lock:
-            asked.held = False
+        if flight:
+            self._fly(flight)
+        elif left:
+            self._look_up(asked, left, since)
+        asked.held = False
         if isinstance(asked.outcome, Exception):
             raise asked.outcome
-        self._tell([asked])
-        asked.future.add_done_callback(lambda future: self._left(asked) if future.cancelled() else None)
-        return asked.future
+        asked.settle()
+        future.add_done_callback(lambda future: self._left(asked) if future.cancelled() else None)
+        return future
 
     def close(self) -> Awaitable[None] | None:
         """Close the back end inside, then the layers."""
@@ -160,6 +170,8 @@ class CachedBackend(Generic[RowsFuture]):
         report: ProgressReport | None,
     ) -> RowsFuture:
         """Answer a request of which memory has every row."""
+        with contextlib.suppress(Overloaded):  # what is known needs no room
+            self._inside.check_room()
         if times:
             times.cached_tokens += sum(map(len, tokens))
         if report:
@@ -170,18 +182,14 @@ class CachedBackend(Generic[RowsFuture]):
         future.set_result(np.frombuffer(whole, np.float32).reshape(n_rows, self._dim))
         return future
 
-    def _ask(self, asked: Asked[RowsFuture], known: Mapping[bytes, bytes], since: float) -> None:
-        """Begin with a request of which memory has some rows, or none."""
-        with self._lock:
-            self._put(asked, known)
-            left = self._flights.join(asked, list(asked.missing))
-        lookup = None
-        if left and self._slow:
-            lookup = self._slow.look_up({key: 4 * self._dim * asked.n_rows(key) for key in left}, since)
+    def _look_up(self, asked: Asked[RowsFuture], keys: Sequence[bytes], since: float) -> None:
+        """Ask the slow layers for what memory has not, and go on when they have answered or are too slow."""
+        assert self._slow
+        lookup = self._slow.look_up({key: 4 * self._dim * asked.n_rows(key) for key in keys}, since)
         if lookup:
-            self._futures.wait(lookup, READ_S, lambda: self._looked_up(asked, left, lookup, since))
+            self._futures.wait(lookup, READ_S, lambda: self._looked_up(asked, keys, lookup, since))
         else:
-            self._compute(asked, left)
+            self._compute(asked, keys)
 
     def _looked_up(self, asked: Asked[RowsFuture], keys: Sequence[bytes], lookup: Lookup, since: float) -> None:
         """Go on with a request once the slow layers were asked, or have taken too long."""
@@ -194,15 +202,15 @@ class CachedBackend(Generic[RowsFuture]):
             for key in keys:  # some may have been computed meanwhile
                 if landed := self._memory.peek(key, 4 * self._dim * asked.n_rows(key), since):
                     found[key] = landed
-            self._put(asked, found)
+            self._put(asked, found.items())
             if not asked.missing and not asked.n_computed:
                 self._known_share += (1 - self._known_share) / RECENT_REQUESTS
-        self._tell([asked])
+        asked.settle()
         self._compute(asked, [key for key in keys if key in asked.missing])
 
-    def _put(self, asked: Asked[RowsFuture], entries: Mapping[bytes, bytes]) -> None:
-        for key, entry in entries.items():
-            if key in asked.missing:
+    def _put(self, asked: Asked[RowsFuture], entries: Iterable[tuple[bytes, bytes | None]]) -> None:
+        for key, entry in entries:
+            if entry is not None and key in asked.missing:
                 asked.put(key, np.frombuffer(numbers(entry), np.float32).reshape(-1, self._dim))
 
     def _compute(self, asked: Asked[RowsFuture], keys: Sequence[bytes]) -> None:
@@ -250,20 +258,24 @@ class CachedBackend(Generic[RowsFuture]):
 
     def _landed(self, flight: Flight[RowsFuture], rows: Rows) -> None:
         """Keep the rows of a flight, and give them to all who wait for them, also if its owner has left."""
-        now = time.time()
-        entries = {}
-        for key, block in flight.blocks(rows):
-            if block.nbytes <= MAX_ENTRY_BYTES and np.isfinite(block).all():
-                entry = sealed(block.tobytes(), now)
-                with self._lock:
-                    self._memory.put(key, entry)
-                if self._slow:
-                    entries[key] = entry
+        blocks = flight.blocks(rows)
+        entries = self._entries(blocks, are_finite=math.isfinite(np.add.reduce(rows, axis=None)))
         with self._lock:
-            passengers = self._flights.land(flight, rows)
+            for key, entry in entries.items():
+                self._memory.put(key, entry)
+            passengers = self._flights.land(flight, rows, blocks)
         if self._slow and entries:
             self._slow.store(entries)
         self._tell(passengers)
+
+    def _entries(self, blocks: Mapping[bytes, Rows], *, are_finite: bool) -> dict[bytes, bytes]:
+        """Make entries of the rows that may be kept."""
+        now, left, entries = time.time(), MAX_KEPT_BYTES, {}
+        for key, block in blocks.items():
+            if block.nbytes <= min(left, MAX_ENTRY_BYTES) and (are_finite or np.isfinite(block).all()):
+                entries[key] = sealed(block.tobytes(), now)
+                left -= block.nbytes
+        return entries
 
     def _crashed(self, flight: Flight[RowsFuture], error: Exception) -> None:
         """Fail those whose error it is, and have the others' rows computed by themselves."""

@@ -10,7 +10,7 @@
 Pure logic: no clock, no locks, no futures that are waited for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -135,11 +135,10 @@ class Flight(Generic[RowsFuture]):
         """Whether its rows are its owner's answer just as they come."""
         return not self.owner.n_done and len(self.texts) == len(self.owner.tokens)
 
-    def blocks(self, rows: Rows) -> Iterator[tuple[bytes, Rows]]:
+    def blocks(self, rows: Rows) -> dict[bytes, Rows]:
         """Split the rows that came by key."""
         starts = row_starts(list(self.texts.values()), self.owner.kind)
-        for key, start, end in zip(self.texts, starts, starts[1:], strict=False):
-            yield key, rows[start:end]
+        return {key: rows[start:end] for key, start, end in zip(self.texts, starts, starts[1:], strict=False)}
 
 
 class Flights(Generic[RowsFuture]):
@@ -186,14 +185,13 @@ class Flights(Generic[RowsFuture]):
         asked.n_computed += flight.n_tokens
         return flight
 
-    def land(self, flight: Flight[RowsFuture], rows: Rows) -> list[Asked[RowsFuture]]:
-        """Give a flight's rows to its passengers; return them, to be told."""
+    def land(self, flight: Flight[RowsFuture], rows: Rows, blocks: Mapping[bytes, Rows]) -> Sequence[Asked[RowsFuture]]:
+        """Give a flight's rows, and the same by key, to its passengers; return them, to be told."""
         self._close(flight)
         passengers = list(flight.passengers)
         if flight.owner in flight.passengers and flight.is_whole_request:
             flight.owner.put_all(rows)
             del flight.passengers[flight.owner]
-        blocks = dict(flight.blocks(rows)) if flight.passengers else {}
         for asked, keys in flight.passengers.items():
             for key in keys:
                 asked.put(key, blocks[key])

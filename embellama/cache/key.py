@@ -37,6 +37,7 @@ class RowKeys:
         self._model = hashlib.sha256()
         for part in (VERSION, *parts):
             _add(self._model, part)
+        self._shared = {kind: self._prefix(kind, b"shared") for kind in RowKind}
 
     @classmethod
     def of_model(cls, config: EngineConfig, weights: Weights, content: bytes) -> "RowKeys":
@@ -47,7 +48,8 @@ class RowKeys:
 
     def of(self, tokens: Sequence[Tokens], kind: RowKind, caller: Caller) -> list[bytes]:
         """Return the key of each text's rows; a caller who does not share has keys of its own."""
-        prefix = self._prefix(kind, None if caller.shares_cache else caller.name)
+        own = b"of " + caller.name.encode("utf-8", "surrogatepass")
+        prefix = self._shared[kind] if caller.shares_cache else self._prefix(kind, own)
         keys = []
         for text in tokens:
             key = prefix.copy()
@@ -55,10 +57,10 @@ class RowKeys:
             keys.append(key.digest())
         return keys
 
-    def _prefix(self, kind: RowKind, owner: str | None) -> "_Hash":
+    def _prefix(self, kind: RowKind, owner: bytes) -> "_Hash":
         prefix = self._model.copy()
         _add(prefix, b"%d" % kind)
-        _add(prefix, b"shared" if owner is None else b"of " + owner.encode("utf-8", "surrogatepass"))
+        _add(prefix, owner)
         return prefix
 
 
