@@ -98,7 +98,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str, Meta(pattern=r"^[^\0]*$", description="SQLite file to keep known rows in; none by default.")
     ] = ""
     cache_file_bytes: Annotated[
-        int, Meta(ge=1_000_000, description="Most bytes of it in use; the rows used longest ago are dropped.")
+        int, Meta(ge=1, description="Most bytes of it in use; the rows used longest ago are dropped.")
     ] = 4 * 1024 * 1024 * 1024
     redis_url: Annotated[
         str,

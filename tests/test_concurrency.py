@@ -516,7 +516,8 @@ def test_leaving_python_in_the_middle_of_work_ends_cleanly(tiny_path: str) -> No
     program = f"""
 import threading
 from embellama import EmbeddingEngine, EngineConfig
-engine = EmbeddingEngine(EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2))
+config = EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2, cache_bytes=0)
+engine = EmbeddingEngine(config)
 for _ in range(4):
     threading.Thread(target=engine.embed_batch, args=("tiny", ["red " * 60] * 5000), daemon=True).start()
 while engine._models.get("tiny").backend.state.n_open < 4:

@@ -81,15 +81,16 @@ class CachedBackend(Generic[RowsFuture]):
         self._inside, self._keys, self._memory, self._slow, self._futures = inside, keys, memory, slow, futures
         self._dim, self._ttl_s = dim, ttl_s
         self._flights: Flights[RowsFuture] = Flights(full_batch)
+        self._open: set[Asked[RowsFuture]] = set()
         self._lock = threading.Lock()  # guards memory, flights and what is asked of them
         self._known_share = 0.0
         self._n_refused = 0
 
     @property
     def state(self) -> PoolState:
-        """The state of the back end inside, with the layers'."""
+        """The state of the back end inside, with the layers', and the requests that are open here."""
         layers = [self._memory.state, *(self._slow.states if self._slow else ())]
-        return msgspec.structs.replace(self._inside.state, cache=tuple(layers))
+        return msgspec.structs.replace(self._inside.state, n_open=len(self._open), cache=tuple(layers))
 
     def check_room(self) -> None:
         """Raise as the back end inside does, unless it is full and the request may well be known."""
@@ -131,6 +132,7 @@ class CachedBackend(Generic[RowsFuture]):
             if not whole:
                 future = self._futures.new()
                 asked = Asked(tokens, keys, starts, kind, self._dim, future, deadline, times, report, caller)
+                self._open.add(asked)
                 self._put(asked, zip(keys, found, strict=True))
                 left = self._flights.join(asked, list(asked.missing))
                 flight = self._flights.open(asked, left) if left and not self._slow else None
@@ -142,8 +144,9 @@ class CachedBackend(Generic[RowsFuture]):
             self._look_up(asked, left, since)
         asked.held = False
         if isinstance(asked.outcome, Exception):
+            self._open.discard(asked)
             raise asked.outcome
-        asked.settle()
+        self._tell([asked])
         future.add_done_callback(lambda future: self._left(asked) if future.cancelled() else None)
         return future
 
@@ -205,7 +208,7 @@ class CachedBackend(Generic[RowsFuture]):
             self._put(asked, found.items())
             if not asked.missing and not asked.n_computed:
                 self._known_share += (1 - self._known_share) / RECENT_REQUESTS
-        asked.settle()
+        self._tell([asked])
         self._compute(asked, [key for key in keys if key in asked.missing])
 
     def _put(self, asked: Asked[RowsFuture], entries: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -292,6 +295,7 @@ class CachedBackend(Generic[RowsFuture]):
         """Let go of what only a caller who has left was waiting for."""
         with self._lock:
             asked.has_left = True
+            self._open.discard(asked)
             unwanted = self._flights.leave(asked)
         for future in unwanted:
             future.cancel()
@@ -300,6 +304,8 @@ class CachedBackend(Generic[RowsFuture]):
         """Tell callers how far their requests are; called without the lock, as it runs their code."""
         for asked in requests:
             asked.settle()
+            if asked.outcome is not None:
+                self._open.discard(asked)
 
 
 def with_cache(

@@ -104,6 +104,7 @@ class Run:
                 assert isinstance(error, Overloaded) or deadline < float("inf")
         assert not self.inside.open
         assert not len(self.backend._flights)
+        assert not self.backend.state.n_open
 
     def check_nothing_is_computed_for_nobody(self) -> None:
         if all(future.done() for *_, future in self.asked):
