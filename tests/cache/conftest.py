@@ -1,5 +1,6 @@
 """A Redis server of the tests' own, and time for slow layers."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ class RedisServer:
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
         where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        assert shutil.which("redis-server"), "redis-server is not there: apt-get install redis-server"
         command = ["redis-server", *where, "--save", ""]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 20

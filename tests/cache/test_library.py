@@ -1,6 +1,8 @@
 """The cache in an engine: as its settings say, and of the file that is loaded."""
 
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from embellama import ConfigError, EmbeddingEngine, EngineConfig
 from embellama.backend import LayerState
+from embellama.batch import Rows
+from embellama.pool import Unloading
 from tests.conftest import TinyModel
 from tests.tiny import write_bert
 
@@ -82,6 +86,27 @@ def test_a_model_that_is_loaded_again_from_another_file_gives_its_rows(tmp_path:
         assert np.abs(new - old).max() > 0.01
     with engine(path, cache_bytes=0) as plain:
         np.testing.assert_allclose(plain.embed(None, "red"), new, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["call", "task", "stream"])
+async def test_one_who_waited_in_vain_while_the_model_was_unloaded_asks_again(tiny_path: str, how: str) -> None:
+    with engine(tiny_path) as made:
+        model = made._models.get("tiny")
+        around, failed = model.backend, Future[Rows]()
+        failed.set_exception(Unloading("the model is being unloaded"))
+
+        def once(*_: object, **__: object) -> "Future[Rows]":
+            model.backend = around
+            return failed
+
+        model.backend = SimpleNamespace(submit=once)
+        if how == "call":
+            row = made.embed(None, "red")
+        elif how == "task":
+            row = await made.aembed(None, "red")
+        else:
+            [row] = made.embed_stream(None, ["red"])
+        np.testing.assert_array_equal(row, made.embed(None, "red"))
 
 
 def test_a_layer_that_cannot_be_used_leaves_nothing_behind(tiny_path: str, tmp_path: Path) -> None:

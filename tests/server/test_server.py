@@ -240,7 +240,9 @@ def test_a_vector_that_is_no_number_is_a_500_for_its_request_alone(start_server:
 
 
 def test_a_request_that_takes_too_long_is_504(start_server: StartServer, model_path: str) -> None:
-    with start_server("--model-path", model_path, "--workers", "1", "--timeout-ms", "300") as server:
+    with start_server(
+        "--model-path", model_path, "--workers", "1", "--timeout-ms", "300", "--cache-bytes", "0"
+    ) as server:
         answer = post(server, input=["word " * 400] * 500)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         wait_until(lambda: post(server, input="a").status_code == 200, "the next request is answered")
