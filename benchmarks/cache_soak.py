@@ -25,8 +25,8 @@ from tests.tiny import write_bert
 
 FLAGS = ("--workers", "2", "--max-batch-tokens", "192")
 
-# So little memory that it evicts all the time.
-CACHE_BYTES = 60_000
+# So little memory and so small a file that both evict all the time.
+SIZES = ("--cache-bytes", "60000", "--cache-file-bytes", "200000")
 
 # Requests between two disturbances.
 EVERY = 250
@@ -43,7 +43,7 @@ def main() -> None:
         with running_server(folder / "reference.log", "--model-path", model, *FLAGS, "--cache-bytes", "0") as server:
             known = Known(server.url, 200, 5)
         redis = RedisServer(folder)
-        layers = ("--cache-bytes", str(CACHE_BYTES), "--cache-file", name + "/rows", "--redis-url", redis.url)
+        layers = (*SIZES, "--cache-file", name + "/rows", "--redis-url", redis.url)
         try:
             with running_server(folder / "log", "--model-path", model, *FLAGS, *layers) as server:
                 mixed = Mixed(server.url, known)
@@ -68,8 +68,11 @@ async def disturbed(mixed: Mixed, options: argparse.Namespace, server: Server, r
         lambda: choose.choice(server.workers()).kill(),
         redis.stop,
         redis.go_on,
+        peace,
         redis.kill,
         redis.start,
+        peace,
+        peace,
     ]
     for n, disturb in enumerate(itertools.cycle(disturbances)):
         while mixed.seen.total() < EVERY * (n + 1) and not asking.done():  # noqa: ASYNC110 - it tells nobody else
@@ -79,6 +82,10 @@ async def disturbed(mixed: Mixed, options: argparse.Namespace, server: Server, r
             return n
         await asyncio.to_thread(disturb)
     raise AssertionError("a cycle does not end")
+
+
+def peace() -> None:
+    """Leave everything as it is, so that it recovers."""
 
 
 if __name__ == "__main__":
