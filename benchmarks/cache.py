@@ -117,19 +117,32 @@ def two_servers(options: argparse.Namespace) -> Iterator[dict[str, Server]]:
 
 
 def loads(options: argparse.Namespace) -> dict[str, float]:
-    """Ask both servers for the same texts, in turn; return medians over rounds, of ratios too."""
+    """Ask both servers for the same texts, in turn; return medians over rounds, of ratios too.
+
+    The CPU time of front and workers is measured too: what else the machine does changes it less than texts a second.
+    """
     made = Texts()
     rates: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
     with two_servers(options) as servers:
         for name, make in (("warm", made.new), ("repeated", made.repeated), ("new", made.new)):
             for n in range(1 if name == "warm" else options.rounds):
                 requests = [[text] for text in make(options.requests)]
                 in_turn = list(servers.items())
                 for which, server in in_turn[:: 1 if n % 2 else -1]:
+                    family = [server.process, *server.workers()]
+                    before = sum(map(cpu_s, family))
                     rate = load.run(server.url, "minilm", requests, N_CLIENTS, None).texts_per_s
                     rates.setdefault(f"{name}, {which}", []).append(rate)
+                    cost = 1e6 * (sum(map(cpu_s, family)) - before) / len(requests)
+                    costs.setdefault(f"{name}, {which}", []).append(cost)
     found = {f"{name} the cache: texts/s": statistics.median(values) for name, values in rates.items()}
+    found |= {f"{name} the cache: CPU µs a text": statistics.median(values) for name, values in costs.items()}
     for name in ("repeated", "new"):
+        with_cache, without = costs[f"{name}, with"], costs[f"{name}, without"]
+        found[f"{name}: CPU with / without"] = statistics.median(
+            a / b for a, b in zip(with_cache, without, strict=True)
+        )
         ratios = [a / b for a, b in zip(rates[f"{name}, with"], rates[f"{name}, without"], strict=True)]
         found[f"{name}: with / without"] = statistics.median(ratios)
         found[f"{name}: with / without, least"] = min(ratios)
