@@ -136,7 +136,7 @@ def test_tasks_get_what_they_asked_for(steps: list[Any], n_layers: int, max_byte
                 await asyncio.sleep(0)
         run.inside.full = False
         await until(lambda: all(future.done() for *_, future in run.asked), run.inside)
-        await until(lambda: not run.inside.open, run.inside)
+        await until(lambda: not run.inside.open and not run.backend.state.n_open, run.inside)
         run.check()
         await asyncio.to_thread(run.backend.close)
 
