@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--url", action="append", default=[], metavar="NAME=URL", help="measure another server too")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-compare-CPU.json and .md")
     options = parser.parse_args()
-    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=options.workers)
+    config = EngineConfig(
+        model_path=options.model_path, model_name="minilm", num_workers=options.workers, cache_bytes=0
+    )
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(our_server(options.model_path, "--workers", str(options.workers)))
         urls = {"server": server[0], **dict(url.split("=", 1) for url in options.url)}
@@ -169,9 +171,9 @@ def best_budget(raw: Raw, tokens: list[Tokens]) -> int:
 
 @contextlib.contextmanager
 def our_server(model_path: str, *flags: str) -> Iterator[tuple[str, psutil.Popen]]:
-    """Start embellama-server on a free port, wait until it is ready, and give its URL and process."""
+    """Start embellama-server on a free port, without a cache, wait until it is ready, and give its URL and process."""
     command = str(Path(sys.executable).parent / "embellama-server")
-    settings = ["--model-path", model_path, "--model-name", "minilm", "--port", "0"]
+    settings = ["--model-path", model_path, "--model-name", "minilm", "--port", "0", "--cache-bytes", "0"]
     process = psutil.Popen([command, *settings, *flags], stderr=subprocess.PIPE, text=True)
     try:
         found = None

@@ -47,9 +47,9 @@ def main() -> None:
     options = parser.parse_args()
 
     pool = texts.joined(texts.sentences(), [1, 2, 3, 4] * 50)
-    with EmbeddingEngine(EngineConfig(model_path=options.model_path, model_name="minilm")) as engine:
+    with EmbeddingEngine(EngineConfig(model_path=options.model_path, model_name="minilm", cache_bytes=0)) as engine:
         rows = engine.embed_batch("minilm", pool)
-    common = {"model_path": options.model_path, "model_name": "minilm", "port": 0}
+    common = {"model_path": options.model_path, "model_name": "minilm", "port": 0, "cache_bytes": 0}
     crowd = ServerConfig(**common, num_workers=2)
     flood = ServerConfig(**common, num_workers=1, queue_size=4)
     result = {

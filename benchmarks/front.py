@@ -83,7 +83,7 @@ def one_round(options: argparse.Namespace) -> dict[str, float]:
     pool = texts.sentences()
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--model-path", options.model_path, "--model-name", "minilm", "--workers", "2")
+        flags = ("--model-path", options.model_path, "--model-name", "minilm", "--workers", "2", "--cache-bytes", "0")
         os.environ[HOOK] = f"{__name__ if __name__ != '__main__' else 'benchmarks.front'}:instant"
         with running_server(Path(folder) / "log", *flags) as server:
             for name, requests, n_clients in (

@@ -92,14 +92,14 @@ def measure(name: str, options: argparse.Namespace) -> Result:
     pool = texts.sentences()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = EngineConfig(model_path=options.model_path, model_name="model", num_workers=WORKERS)
+        config = EngineConfig(model_path=options.model_path, model_name="model", num_workers=WORKERS, cache_bytes=0)
         vocabulary = minilm(options.python)
         if name == "minilm":
             f32, original = str(scratch / "minilm-f32.gguf"), None
             convert_bert(vocabulary, Path(f32), "f32", tomllib.loads(MANIFEST.read_text())["minilm"])
         else:
             f32, original = str(random_model.write(name, vocabulary, scratch)), scratch
-            config = EngineConfig(model_path=f32, model_name="model", num_workers=WORKERS)
+            config = EngineConfig(model_path=f32, model_name="model", num_workers=WORKERS, cache_bytes=0)
         ours = stack.enter_context(EmbeddingEngine(config))
         peer = stack.enter_context(running_peer(options.python, original))
         contenders: dict[str, Contender] = {
@@ -122,7 +122,11 @@ def measure(name: str, options: argparse.Namespace) -> Result:
 
 def llama(config: EngineConfig) -> EngineConfig:
     return EngineConfig(
-        model_path=config.model_path, model_name="model", num_workers=config.num_workers, compute="llama"
+        model_path=config.model_path,
+        model_name="model",
+        num_workers=config.num_workers,
+        compute="llama",
+        cache_bytes=0,
     )
 
 

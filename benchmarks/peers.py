@@ -123,7 +123,7 @@ def measure_formats(options: argparse.Namespace) -> Result:
         peer = stack.enter_context(running_peer(options.python))
         truth = peer.embed(peer.engines[0], short, 32)
         for path in sorted((ROOT / "models").glob("minilm-*.gguf")):
-            config = EngineConfig(model_path=str(path), model_name="minilm", num_workers=WORKERS)
+            config = EngineConfig(model_path=str(path), model_name="minilm", num_workers=WORKERS, cache_bytes=0)
             with EmbeddingEngine(config) as engine:
                 formats[path.stem] = {"worst_cosine": worst_cosine(engine.embed_batch("minilm", short), truth)}
             encode = stack.enter_context(EmbeddingModel(config)).tokenizer.encode
@@ -140,7 +140,9 @@ def measure_workers(options: argparse.Namespace) -> Result:
     measures: dict[str, Measure] = {}
     with contextlib.ExitStack() as stack:
         for n in SCALE:
-            config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=n, n_threads=1)
+            config = EngineConfig(
+                model_path=options.model_path, model_name="minilm", num_workers=n, n_threads=1, cache_bytes=0
+            )
             engine = stack.enter_context(EmbeddingEngine(config))
             measures[f"library, {n}"] = functools.partial(compare.library_rate, engine, wanted)
         for n in SCALE:
@@ -163,7 +165,7 @@ def measure_flags(options: argparse.Namespace) -> Result:
 
 def measure_servers(options: argparse.Namespace) -> Result:
     """Put compare.py's loads on each server, beside what raw llama.cpp does with the same texts."""
-    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS)
+    config = EngineConfig(model_path=options.model_path, model_name="minilm", num_workers=WORKERS, cache_bytes=0)
     with contextlib.ExitStack() as stack:
         urls = {
             "embellama": stack.enter_context(our_server(options)),

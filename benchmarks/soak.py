@@ -90,6 +90,8 @@ class Session:
             "minilm",
             "--workers",
             str(self.n_workers),
+            "--cache-bytes",
+            "0",
         ]
         return running_server(self._folder / f"{self._n_servers}.log", *common, *flags)
 

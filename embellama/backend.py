@@ -25,10 +25,13 @@ class Times:
 
     Attributes:
         started: When its first text was given to a worker, on `time.monotonic`'s clock; 0 before that.
+        cached_tokens: Tokens of the texts that were not computed for it, because their rows were known or were being
+            computed; counted when it has its rows.
     """
 
     def __init__(self) -> None:
         self.started = 0.0
+        self.cached_tokens = 0
 
 
 class Caller(NamedTuple):
@@ -59,6 +62,25 @@ class WorkerState(NamedTuple):
     resident: int
 
 
+class LayerState(NamedTuple):
+    """One layer of a cache of rows.
+
+    name: The layer.
+    n_hits: Texts whose rows it had when it was asked.
+    n_misses: Texts whose rows it did not have.
+    n_bytes: Bytes that it takes; None where only the store itself knows.
+    n_evicted: Entries dropped because there were too many bytes.
+    trouble: Why it reads or writes nothing now, if it does not.
+    """
+
+    name: str
+    n_hits: int
+    n_misses: int
+    n_bytes: int | None
+    n_evicted: int
+    trouble: str = ""
+
+
 PoolStatus = Literal["starting", "ok", "degraded", "unavailable"]
 
 
@@ -77,6 +99,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
         waiting_tokens: Tokens of those texts.
         rate: Tokens a second that all ready workers compute with enough to do; 0 while unknown.
         trouble: Why workers cannot serve, if they cannot.
+        cache: The layers of the cache of rows, in the order in which they are asked; empty without one.
     """
 
     status: PoolStatus
@@ -89,6 +112,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     waiting_tokens: int
     rate: float = 0.0
     trouble: str = ""
+    cache: tuple[LayerState, ...] = ()
 
 
 class Backend(Protocol[RowsFuture]):
@@ -122,8 +146,9 @@ class Backend(Protocol[RowsFuture]):
             caller: Who asks.
 
         Returns:
-            A future of the rows, all texts' one after another, ``(n_rows, dim) float32``. It may fail with
-            `EmbeddingFailed`, whose index is a position in `tokens`. Cancelling it drops what is still queued.
+            A future of the rows, all texts' one after another, ``(n_rows, dim) float32``, the caller's own. It may fail
+            with `EmbeddingFailed`, whose index is a position in `tokens`, and with whatever this raises, where that is
+            found out later. Cancelling it drops what is still queued.
 
         Raises:
             Overloaded: There is no room, or the deadline could not be kept.

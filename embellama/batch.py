@@ -4,6 +4,7 @@ token ids of each text ── Batch.join ──► tokens, lengths, kinds ──
 """
 
 import enum
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,6 +54,13 @@ class Batch(NamedTuple):
         if self.kinds is None:
             return np.ones_like(self.lengths)
         return np.where(self.kinds == RowKind.TOKEN, self.lengths, 1)
+
+
+def row_starts(tokens: Sequence[Tokens], kind: RowKind) -> Sequence[int]:
+    """Return the first row of each text among those of all, and behind them the number of rows, ``(n_texts + 1,)``."""
+    if kind == RowKind.TOKEN:
+        return [0, *itertools.accumulate(map(len, tokens))]
+    return range(len(tokens) + 1)
 
 
 def plan_batches(n_tokens: Sequence[int], max_tokens: int, max_texts: int) -> Iterator[list[int]]:

@@ -91,6 +91,22 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(gt=0, le=1e30, description="The value that 127 stands for in int8 vectors; larger ones are clipped."),
     ] = 1.0
     prompts_file: Annotated[str, Meta(description="TOML file of prompts, asked before the built-in ones.")] = ""
+    cache_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes of known rows to keep in memory; 0 keeps none there.")
+    ] = 64 * 1024 * 1024
+    cache_file: Annotated[
+        str, Meta(pattern=r"^[^\0]*$", description="SQLite file to keep known rows in; none by default.")
+    ] = ""
+    cache_file_bytes: Annotated[
+        int, Meta(ge=1, description="Most bytes of it in use; the rows used longest ago are dropped.")
+    ] = 4 * 1024 * 1024 * 1024
+    redis_url: Annotated[
+        str,
+        Meta(description="Redis to keep known rows in, such as redis://host:6379/0 (extra redis); none by default."),
+    ] = ""
+    cache_ttl_s: Annotated[
+        int, Meta(ge=0, description="Seconds after which a known row is computed again; 0 for never.")
+    ] = 0
 
     @staticmethod
     def builder() -> "EngineConfigBuilder":

@@ -13,7 +13,6 @@ a time. `settle` runs callers' code, so it is called after the lock that guards 
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
 import logging
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from embellama.backend import Progress, Times
-from embellama.batch import Batch, RowKind, Rows, Tokens
+from embellama.batch import Batch, RowKind, Rows, Tokens, row_starts
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Unavailable
 from embellama.scheduler import Assignment, BatchResult, Failure, Scheduler
 
@@ -74,14 +73,11 @@ class OpenRequest(Generic[RowsFuture]):
         self.future = future
         self.times = times or Times()
         self.time_limit_s = deadline - time.monotonic()
-        # The first row of each text, and the end of the last.
-        self._starts: Sequence[int] = range(len(tokens) + 1)
-        if kind == RowKind.TOKEN:
-            self._starts = [0, *itertools.accumulate(map(len, tokens))]
+        self._starts = row_starts(tokens, kind)
         self._rows = np.empty((self._starts[-1], dim), np.float32)
         self._n_done = 0  # texts
         self._outcome: Rows | Exception | None = None if tokens else self._rows
-        self._report = _ProgressReport(progress, len(tokens)) if progress else None
+        self._report = ProgressReport(progress, len(tokens)) if progress else None
 
     def put(self, position: int, rows: Rows) -> None:
         """Take the rows of the text at `position`."""
@@ -100,17 +96,20 @@ class OpenRequest(Generic[RowsFuture]):
             return
         if self._report:
             self._report.tell(self._n_done)
-        outcome = self._outcome
-        if outcome is None:
-            return
-        with contextlib.suppress(*_ALREADY_DONE):  # cancelled just now, by another thread
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
+        if self._outcome is not None:
+            set_outcome(self.future, self._outcome)
 
 
-class _ProgressReport:
+def set_outcome(future: SettableFuture, outcome: Rows | Exception) -> None:
+    """Give a future its rows or its error, unless it was cancelled."""
+    with contextlib.suppress(*_ALREADY_DONE):  # cancelled just now, by another thread
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+class ProgressReport:
     """Calls a request's `progress`: one call at a time, and none after the last."""
 
     def __init__(self, progress: Progress, n_texts: int):

@@ -17,8 +17,11 @@ import msgspec
 
 from embellama.backend import Backend
 from embellama.batch import Rows
+from embellama.cache.backend import keeps_rows, with_cache
+from embellama.cache.futures import ThreadFutures
+from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
-from embellama.errors import ConfigError, ModelError, ModelNotFound, Unavailable
+from embellama.errors import ConfigError, ModelError, ModelLoadError, ModelNotFound, Unavailable
 from embellama.gguf.compute import memory_bytes, resolved
 from embellama.gguf.header import Header, files_of
 from embellama.gguf.loading import load_weights
@@ -43,11 +46,20 @@ class LoadedModel:
     def __init__(self, config: EngineConfig):
         """Load the model of `config`, already checked, and start its threads."""
         config = resolved(config)
+        stamp = _stamp(config)
         weights = load_weights(config)
+        content = weights_hash(config.model_path) if keeps_rows(config) else b""
+        if content and stamp != _stamp(config):  # rows would be kept as those of the new file
+            raise ModelLoadError(config.model_path, "it was replaced while it was being loaded")
         self.config = tuned(config, weights)
         self.jobs = Jobs(self.config, weights)
         self.info = ModelInfo.of(self.config, self.jobs, weights)
-        self.backend: Backend[Future[Rows]] = Pool(self.config, weights)
+        pool = Pool(self.config, weights)
+        try:
+            self.backend: Backend[Future[Rows]] = with_cache(pool, self.config, weights, content, ThreadFutures())
+        except BaseException:
+            pool.close()
+            raise
 
     def close(self) -> None:
         """Finish its open requests, then free it."""

@@ -44,12 +44,14 @@ class JobRunner:
 
     def run(self, model: str | None, make_job: MakeJob[Result], progress: Progress | None = None) -> Result:
         """Run one job, wait, and return its result."""
-        job, future = self._submit(model, make_job, progress)
-        try:
-            return _finished(job, future)
-        except BaseException:
-            future.cancel()  # interrupted while waiting: what is queued need not run
-            raise
+        while True:
+            job, future = self._submit(model, make_job, progress)
+            with contextlib.suppress(Unloading):  # it waited for another request's rows, in vain
+                try:
+                    return _finished(job, future)
+                except BaseException:
+                    future.cancel()  # interrupted while waiting: what is queued need not run
+                    raise
 
     async def arun(self, model: str | None, make_job: MakeJob[Result], progress: Progress | None = None) -> Result:
         """Run one job, for asyncio. Cancelling drops what is still queued."""
@@ -65,12 +67,14 @@ class JobRunner:
 
         try:
             # In a thread: a model may have to be loaded, and tokenizing megabytes takes its time.
-            job, future = await asyncio.to_thread(submit)
-            try:
-                rows = await asyncio.wrap_future(future)
-            except EmbeddingFailed as error:
-                raise job.named(error) from None
-            return job.finish(rows)
+            while True:
+                job, future = await asyncio.to_thread(submit)
+                with contextlib.suppress(Unloading):  # as in `run`
+                    try:
+                        rows = await asyncio.wrap_future(future)
+                    except EmbeddingFailed as error:
+                        raise job.named(error) from None
+                    return job.finish(rows)
         except asyncio.CancelledError:
             given_up.set()
             for future in submitted:
@@ -90,24 +94,28 @@ class JobRunner:
         if n_ahead < 1:
             raise InvalidOption("n_ahead", f"is {n_ahead}; it must be at least 1")
         n_slices = min(N_SLICES, n_ahead)
-        at_work: deque[tuple[int, Job[Embeddings], Future[Rows]]] = deque()
+        at_work: deque[tuple[int, MakeJob[Embeddings], Job[Embeddings], Future[Rows]]] = deque()
         stream, start = iter(texts), 0
         try:
             while True:
                 while len(at_work) < n_slices and (part := list(itertools.islice(stream, n_ahead // n_slices))):
+                    make_job = functools.partial(_encode, part, options)
                     with _counted_from(start):
-                        job, future = self._submit(model, functools.partial(_encode, part, options), None)
-                    at_work.append((start, job, future))
+                        job, future = self._submit(model, make_job, None)
+                    at_work.append((start, make_job, job, future))
                     start += len(part)
                 if not at_work:
                     return
-                first, job, future = at_work[0]
+                first, make_again, job, future = at_work[0]
                 with _counted_from(first):
-                    embeddings = _finished(job, future)
+                    try:
+                        embeddings = _finished(job, future)
+                    except Unloading:  # as in `run`
+                        embeddings = self.run(model, make_again)
                 yield embeddings
                 at_work.popleft()
         finally:
-            for _, _, future in at_work:
+            for *_, future in at_work:
                 future.cancel()
 
     def _submit(

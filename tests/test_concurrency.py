@@ -35,7 +35,8 @@ from tests.tiny import ARCHITECTURES, write_bert
 
 
 def tiny(path: str | Path, name: str = "tiny", num_workers: int = 2, **settings: object) -> EngineConfig:
-    settings = {"n_threads": 1, **settings}  # more only wait for each other on so little work
+    # More threads only wait for each other on so little work, and known rows are none.
+    settings = {"n_threads": 1, "cache_bytes": 0, **settings}
     return EngineConfig(model_path=str(path), model_name=name, num_workers=num_workers, **settings)  # type: ignore[arg-type]
 
 
@@ -515,7 +516,8 @@ def test_leaving_python_in_the_middle_of_work_ends_cleanly(tiny_path: str) -> No
     program = f"""
 import threading
 from embellama import EmbeddingEngine, EngineConfig
-engine = EmbeddingEngine(EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2))
+config = EngineConfig(model_path={tiny_path!r}, model_name="tiny", num_workers=2, cache_bytes=0)
+engine = EmbeddingEngine(config)
 for _ in range(4):
     threading.Thread(target=engine.embed_batch, args=("tiny", ["red " * 60] * 5000), daemon=True).start()
 while engine._models.get("tiny").backend.state.n_open < 4:

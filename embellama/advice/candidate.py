@@ -109,6 +109,7 @@ class Candidate:
             num_workers=num_workers,
             n_threads=n_threads,
             max_batch_tokens=self._max_batch_tokens,
+            cache_bytes=0,  # every text is to be computed
         ).checked()
         key = config.num_workers, config.n_threads
         if key not in self._models:

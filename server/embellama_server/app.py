@@ -213,7 +213,7 @@ class EmbeddingRoute:
         self, model: ServedModel, request: ParsedRequest, job: Job[Any], deadline: float, exchange: Exchange
     ) -> None:
         """Compute a job in parts, a few at a time, and send each when it is there."""
-        dialect, loop = self._dialect, asyncio.get_running_loop()
+        dialect = self._dialect
         starts = deque(range(0, len(job.tokens), STREAMED_TEXTS))
         running: deque[tuple[int, SubmittedJob]] = deque()
         try:
@@ -223,14 +223,20 @@ class EmbeddingRoute:
                         part = job.part(starts[0], starts[0] + STREAMED_TEXTS)
                         running.append((starts[0], model.submit(part, deadline, exchange.times, exchange.caller)))
                         starts.popleft()
-                except Overloaded:
-                    if not running:  # accepted is accepted: the room will not stay full
-                        if not exchange.sending or loop.time() > deadline:
-                            raise
-                        await asyncio.sleep(FULL_S)
+                except Overloaded as error:
+                    if not running:
+                        await _wait_for_room(error, deadline, exchange)
                         continue
                 first, submitted = running.popleft()
-                result = submitted.job.finish(await submitted.rows())
+                try:
+                    rows = await submitted.rows()
+                except Overloaded as error:  # as a cache says once it knows what there is to compute
+                    starts.extendleft(place for place, _ in [*reversed(running), (first, submitted)])
+                    while running:
+                        running.pop()[1].cancel()
+                    await _wait_for_room(error, deadline, exchange)
+                    continue
+                result = submitted.job.finish(rows)
                 exchange.n_truncated = int(np.count_nonzero(result.n_cut))
                 lines = dialect.stream_rows(request, result, first, exchange.context(model))
                 await exchange.send_part(dialect.stream_type, lines)
@@ -257,6 +263,13 @@ class EmbeddingRoute:
         if request:
             problem = as_sent(problem, request.sent_as)
         return Reply(iter([dumps(self._dialect.refuse(problem))]), headers=headers, status=problem.status)
+
+
+async def _wait_for_room(error: Overloaded, deadline: float, exchange: Exchange) -> None:
+    """Wait for a moment if a streamed reply has begun: accepted is accepted, and the room will not stay full."""
+    if not exchange.sending or asyncio.get_running_loop().time() > deadline:
+        raise error
+    await asyncio.sleep(FULL_S)
 
 
 async def _pieces(reply: Reply, held: HeldBytes) -> list[bytes]:

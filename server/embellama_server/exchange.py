@@ -110,6 +110,8 @@ class Exchange:
                 head.append((name, b"%.1f" % (1000 * seconds)))
             head.append((b"x-compute-characters", b"%d" % self.n_characters))
             head.append((b"x-compute-tokens", b"%d" % self.n_tokens))
+            if self._computed_at:  # not yet known when a streamed reply begins
+                head.append((b"x-embellama-cached-tokens", b"%d" % self.times.cached_tokens))
         await self._send({"type": "http.response.start", "status": self._status, "headers": head})
 
     def _seconds(self) -> tuple[float, float, float, float, float]:

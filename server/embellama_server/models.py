@@ -21,6 +21,9 @@ import msgspec
 import psutil
 
 from embellama.advice.formats import faster_format
+from embellama.cache.backend import keeps_rows, with_cache
+from embellama.cache.futures import LoopFutures
+from embellama.cache.key import weights_hash
 from embellama.errors import ConfigError, ModelLoadError, Unavailable
 from embellama.gguf.compute import resolved
 from embellama.gguf.header import Header
@@ -66,9 +69,11 @@ def load(config: ServerConfig, metrics: Metrics) -> ServedModel:
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
+    content = weights_hash(config.model_path) if keeps_rows(config) else b""
+    backend = with_cache(dispatcher, config, weights, content, LoopFutures())
     created = int(os.stat(config.model_path).st_mtime)
     digest = _digest(weights.header, created)
-    return ServedModel(config, jobs, info, dispatcher, dispatcher, created, digest, OpenRequests())
+    return ServedModel(config, jobs, info, dispatcher, backend, created, digest, OpenRequests())
 
 
 def check_memory(models: Sequence[ServedModel]) -> None:

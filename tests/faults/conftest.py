@@ -50,7 +50,7 @@ def faulty_server(
     n_descriptors: int = 0,
     ready: bool = True,
 ) -> Iterator[FaultyServer]:
-    """Run a server; at the end it, and all it started, must be gone.
+    """Run a server without a cache, so that workers compute every text; at the end all it started must be gone.
 
     Args:
         flags: Of embellama-server.
@@ -68,7 +68,18 @@ def faulty_server(
         "FAULTS_DRIFT": str(folder / "drift"),
         "FAULTS_DIE": str(folder / "die"),
     }
-    command = [sys.executable, "-m", "tests.faults.entry", *constants, "--", "--port", "0", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.entry",
+        *constants,
+        "--",
+        "--port",
+        "0",
+        "--cache-bytes",
+        "0",
+        *flags,
+    ]
     with log.open("w") as stderr:
         server = FaultyServer(
             psutil.Popen(command, stderr=stderr, cwd=ROOT, env=environment, preexec_fn=limited(n_descriptors)), log

@@ -130,7 +130,7 @@ def test_told_to_stop_it_answers_what_had_arrived_unread(
 async def test_200_clients_each_get_the_vectors_of_their_own_texts(
     start_server: StartServer, model_path: str, reference: Reference
 ) -> None:
-    with start_server("--model-path", model_path, "--workers", "2") as server:
+    with start_server("--model-path", model_path, "--workers", "2", "--cache-bytes", "0") as server:
         n_answers = 0
         end = asyncio.get_running_loop().time() + 30
         choose = np.random.default_rng(0)

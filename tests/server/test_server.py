@@ -240,7 +240,9 @@ def test_a_vector_that_is_no_number_is_a_500_for_its_request_alone(start_server:
 
 
 def test_a_request_that_takes_too_long_is_504(start_server: StartServer, model_path: str) -> None:
-    with start_server("--model-path", model_path, "--workers", "1", "--timeout-ms", "300") as server:
+    with start_server(
+        "--model-path", model_path, "--workers", "1", "--timeout-ms", "300", "--cache-bytes", "0"
+    ) as server:
         answer = post(server, input=["word " * 400] * 500)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         wait_until(lambda: post(server, input="a").status_code == 200, "the next request is answered")
@@ -324,8 +326,8 @@ def test_workers_share_the_weights_in_memory(server: Server, model_path: str) ->
 def test_help_lists_every_setting_once_in_its_section() -> None:
     shown = run(BIN / "embellama-server", "--help").stdout
     titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
-    assert titles == ["Model", "Address", "Limits", "Workers", "Log", "Options"]
+    assert titles == ["Model", "Cache", "Address", "Limits", "Workers", "Log", "Options"]
     for flag in flags(ServerConfig).values():
-        assert len(re.findall(rf"^  --{flag}\b", shown, re.MULTILINE)) == 1, flag
+        assert len(re.findall(rf"^  --{flag}(?![\w-])", shown, re.MULTILINE)) == 1, flag
     assert "--config" in shown.partition("Address:")[0]
     assert not re.search(r"--\w", shown.partition("\nOptions:")[2].replace("--version", "").replace("--help", ""))

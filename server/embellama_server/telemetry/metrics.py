@@ -167,6 +167,10 @@ class _Pools(Collector):
         busy = _counter("worker_busy_seconds", "Seconds in which a worker had a batch.", "model", "worker")
         memory = _gauge("worker_memory_bytes", "Memory of a worker's own, without mapped files.", "model", "worker")
         resident = _gauge("worker_resident_bytes", "Resident memory of a worker.", "model", "worker")
+        hits = _counter("cache_hits", "Texts whose rows a layer of the cache had.", "model", "layer")
+        misses = _counter("cache_misses", "Texts whose rows a layer of the cache did not have.", "model", "layer")
+        evictions = _counter("cache_evictions", "Entries that a layer dropped to make room.", "model", "layer")
+        kept = _gauge("cache_bytes", "Bytes that a layer of the cache takes.", "model", "layer")
         for model, backend in self._pools.items():
             pool = backend.state
             waiting.add_metric([model], pool.n_waiting)
@@ -179,4 +183,11 @@ class _Pools(Collector):
                 busy.add_metric([model, str(place)], state.busy_s)
                 memory.add_metric([model, str(place)], state.memory)
                 resident.add_metric([model, str(place)], state.resident)
-        return [waiting, tokens, wait, workers, ready, restarts, busy, memory, resident]
+            for layer in pool.cache:
+                hits.add_metric([model, layer.name], layer.n_hits)
+                misses.add_metric([model, layer.name], layer.n_misses)
+                evictions.add_metric([model, layer.name], layer.n_evicted)
+                if layer.n_bytes is not None:
+                    kept.add_metric([model, layer.name], layer.n_bytes)
+        pool_metrics = [waiting, tokens, wait, workers, ready, restarts, busy, memory, resident]
+        return [*pool_metrics, hits, misses, evictions, kept]

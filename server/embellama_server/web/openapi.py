@@ -73,6 +73,10 @@ _RETRY_AFTER = {"retry-after": {"description": "Seconds to wait.", "required": T
 _COMPUTED = {
     "x-request-id": {"description": "The request's own, or a new one.", "required": True, "schema": _STRING},
     "x-compute-tokens": {"description": "Tokens of the request.", "required": True, "schema": _WHOLE_NUMBER},
+    "x-embellama-cached-tokens": {
+        "description": "Tokens of texts whose rows were known; not in a streamed answer.",
+        "schema": _WHOLE_NUMBER,
+    },
     "x-embedding-shape": {"description": "Of an answer in bytes: rows, columns.", "schema": _STRING},
     "x-embedding-dtype": {"description": "Of an answer in bytes: NumPy's name.", "schema": _STRING},
 }

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from embellama import __version__
-from embellama.backend import PoolStatus
+from embellama.backend import LayerState, PoolStatus
 from embellama_server.dialects import error_outside
 from embellama_server.dialects.bodies import MAX_INPUTS
 from embellama_server.problems import MethodNotAllowed, NotFound, problem_of
@@ -69,12 +69,23 @@ class WaitingCounts(TypedDict):
     tokens: int
 
 
+class LayerCounts(TypedDict):
+    """What a layer of the cache of rows did, and why it does nothing now, if so."""
+
+    hits: int
+    misses: int
+    bytes: int | None
+    evictions: int
+    reason: NotRequired[str]
+
+
 class PoolHealth(TypedDict):
-    """How a model's workers are, and what is wrong."""
+    """How a model's workers are, what its cache did, and what is wrong."""
 
     status: PoolStatus
     workers: WorkerCounts
     waiting: WaitingCounts
+    cache: NotRequired[dict[str, LayerCounts]]
     reason: NotRequired[str]
 
 
@@ -84,6 +95,7 @@ class ServerHealth(TypedDict):
     status: PoolStatus
     workers: NotRequired[WorkerCounts]
     waiting: NotRequired[WaitingCounts]
+    cache: NotRequired[dict[str, LayerCounts]]
     reason: NotRequired[str]
     models: NotRequired[dict[str, PoolHealth]]
 
@@ -231,9 +243,23 @@ def health(model: ServedModel) -> PoolHealth:
         "workers": {"ready": pool.n_ready, "total": pool.n_workers, "restarts": pool.n_restarts},
         "waiting": {"requests": pool.n_waiting, "tokens": pool.waiting_tokens},
     }
+    if pool.cache:
+        body["cache"] = {layer.name: _counts(layer) for layer in pool.cache}
     if pool.trouble:
         body["reason"] = pool.trouble
     return body
+
+
+def _counts(layer: LayerState) -> LayerCounts:
+    counts: LayerCounts = {
+        "hits": layer.n_hits,
+        "misses": layer.n_misses,
+        "bytes": layer.n_bytes,
+        "evictions": layer.n_evicted,
+    }
+    if layer.trouble:
+        counts["reason"] = layer.trouble
+    return counts
 
 
 def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

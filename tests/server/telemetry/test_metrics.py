@@ -33,7 +33,7 @@ def labelled(found: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture
 def tiny_server(tiny_path: str, tmp_path: Path) -> Iterator[Server]:
-    flags = ("--model-path", tiny_path, "--workers", "2", "--access-log", "--log-format", "json")
+    flags = ("--model-path", tiny_path, "--workers", "2", "--cache-bytes", "0", "--access-log", "--log-format", "json")
     with running_server(tmp_path / "log", *flags) as server:
         yield server
 
