@@ -122,8 +122,8 @@ class Backend(Protocol[RowsFuture]):
     def state(self) -> PoolState:
         """The current state; too costly to read for every request."""
 
-    def check_room(self) -> None:
-        """Raise what `submit` would raise now, whatever the texts: `Overloaded` or `Unavailable`."""
+    def check_room(self, caller: Caller = ANYONE) -> None:
+        """Raise what `submit` would raise now for this caller, whatever the texts: `Overloaded` or `Unavailable`."""
 
     def submit(
         self,

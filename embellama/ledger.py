@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from embellama.backend import Progress, Times
+from embellama.backend import ANYONE, Caller, Progress, Times
 from embellama.batch import Batch, RowKind, Rows, Tokens, row_starts
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Unavailable
 from embellama.scheduler import Assignment, BatchResult, Failure, Scheduler
@@ -151,6 +151,7 @@ class Ledger(Generic[RowsFuture]):
         deadline: float = float("inf"),
         times: Times | None = None,
         progress: Progress | None = None,
+        caller: Caller = ANYONE,
     ) -> OpenRequest[RowsFuture]:
         """Open a request and put its texts into the waiting room; without texts, it only needs to be settled.
 
@@ -158,7 +159,7 @@ class Ledger(Generic[RowsFuture]):
             Overloaded: The waiting room is full.
         """
         # First of all: rows are hundreds of megabytes, and what is refused needs none.
-        id = self._scheduler.submit([len(text) for text in tokens], deadline) if tokens else 0
+        id = self._scheduler.submit([len(text) for text in tokens], deadline, caller.name) if tokens else 0
         try:
             request = OpenRequest(tokens, kind, self._dim, self._new_future(), deadline, times, progress)
         except BaseException:  # no memory

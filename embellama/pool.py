@@ -88,7 +88,7 @@ class Pool:
                 waiting_tokens=self._scheduler.waiting_tokens,
             )
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYONE) -> None:
         """Raise `Unloading` or `Unavailable` if nothing can be computed any more."""
         name = self._config.model_name
         if os.getpid() != self._pid:  # asked without the lock, which the fork may have taken along
@@ -114,10 +114,12 @@ class Pool:
             Unloading: The model is being unloaded.
             Unavailable: Python is ending, or this process is a fork of the one that loaded the model.
         """
-        self.check_room()
+        self.check_room(caller)
         with self._changed:
-            self.check_room()
-            request = self._ledger.open(tokens, kind=kind, deadline=deadline, times=times, progress=progress)
+            self.check_room(caller)
+            request = self._ledger.open(
+                tokens, kind=kind, deadline=deadline, times=times, progress=progress, caller=caller
+            )
             late = self._assign_batches()
         self._settle([request, *late])
         request.future.add_done_callback(lambda future: self._cancel(request.id) if future.cancelled() else None)

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from embellama.caller_queue import Text
 from embellama.config import EngineConfig
-from embellama.waiting_room import Text, WaitingRoom
+from embellama.waiting_room import WaitingRoom
 
 
 class Assignment(NamedTuple):
@@ -131,12 +132,13 @@ class Scheduler:
         """Batches a worker holds."""
         return len(self._held.get(worker, ()))
 
-    def submit(self, n_tokens: Sequence[int], deadline: float = float("inf")) -> int:
+    def submit(self, n_tokens: Sequence[int], deadline: float = float("inf"), caller: str = "") -> int:
         """Put a request into the waiting room.
 
         Args:
             n_tokens: Tokens in each of its texts, ``(n_texts,)``, at least one text.
-            deadline: When `expired` reports it, on the caller's clock.
+            deadline: When `expired` reports it, on the clock of who drives the scheduler.
+            caller: Who asks: those of one name are one.
 
         Returns:
             The request's id.
@@ -145,22 +147,22 @@ class Scheduler:
             Overloaded: The waiting room is full.
         """
         id = next(self._ids)
-        self._room.add(id, n_tokens)
+        self._room.add(id, n_tokens, caller)
         self._n_unanswered[id] = len(n_tokens)
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, id))
         return id
 
-    def check_room(self, n_tokens: int = 0) -> None:
-        """Raise `Overloaded` if there is no room for a request of so many tokens; an empty room takes any."""
-        self._room.check_room(n_tokens)
+    def check_room(self, caller: str = "", max_waiting: int | None = None) -> None:
+        """Raise `Overloaded` if a caller's request finds no room, as `WaitingRoom.check_room` says."""
+        self._room.check_room(0, caller, max_waiting)
 
-    def tokens_before(self, n_tokens: int) -> int:
-        """Estimate how many tokens are computed until a new request of so many is answered, its own included."""
+    def tokens_before(self, n_tokens: int, caller: str = "") -> int:
+        """Estimate how many tokens are computed until a caller's new request of so many is answered, with its own."""
         if not self._room.n_requests and not any(self._held.values()):
             return n_tokens
         held = sum(batch.n_tokens for held in self._held.values() for batch in held.values())
-        return held + self._room.tokens_before(n_tokens)
+        return held + self._room.tokens_before(n_tokens, caller)
 
     def cancel(self, id: int) -> None:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""

@@ -1,105 +1,30 @@
-"""Keep the texts of requests that wait for a worker, and pick those of the next batch.
+"""`WaitingRoom`: all requests that wait for a worker, and whose turn it is.
 
-   add ──► a queue of short requests and one of long ones; within each request, its texts by length
-             │ pick: the request at the head gives as many texts as fit a batch, and the next ones fill it up. Long
-             │       requests come in the order in which they would end if all were served in turns. Half a batch is
-             │       for short ones, so that they need not wait for the long, and half for the long.
+   add ──► `CallerQueue` of the request's caller
+             │ pick: the caller who has had the fewest tokens fills the batch first, then the next ones
              ▼
            texts of one batch ──► `Scheduler`
 
-A request is short if all of its texts fit one batch. Pure logic, like the scheduler: no clock, no I/O, no threads.
+Callers who wait get equal parts of the workers' time, however many requests each has here (stride scheduling:
+Waldspurger and Weihl 1995, "Stride Scheduling"). Mostly there is one, who need not say who he is.
+
+Pure logic, like the scheduler: no clock, no I/O, no threads.
 """
 
-import bisect
-import itertools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
+from embellama.caller_queue import CallerQueue, PickedTexts
 from embellama.errors import Overloaded
 
-# How many requests a batch is filled from. Fewer could miss a text that fits; more costs the caller time, about 0.5 µs
-# each, in which no batch is sent.
-LOOK_AHEAD = 64
-
-# After a small request came while long ones were waiting, the next so many batches are small ones: an eighth of a full
-# batch, of short requests or of long ones but not of both, and no worker holds a second one. So the next short request
-# waits an eighth as long for a worker. More batches keep this up for longer, at the price of about a sixth of the
-# throughput.
+# After a small request came while long ones were waiting, or only other callers' requests, the next so many batches are
+# small ones: an eighth of a full batch, of one caller and one kind of request, and no worker holds a second one. So the
+# next such request waits an eighth as long for a worker. More batches keep this up for longer, at the price of about a
+# sixth of the throughput.
 SMALL_BATCHES = 64
 SMALL_BATCH_SHARE = 8
 
 # A request of at most a quarter of a full batch is a small one, for which batches are made small.
 SMALL_REQUEST_SHARE = 4
-
-# Batches by which the share of long requests is averaged. Fewer, and it follows the moment; more, and it is late.
-RECENT_BATCHES = 64
-
-
-class Text(NamedTuple):
-    """One text of one request."""
-
-    request: int
-    position: int  # in the caller's list
-
-
-class WaitingRequest:
-    """A request with texts that wait.
-
-    Attributes:
-        id: The request's number.
-        turns: When it would end if all long requests were served in turns, see `WaitingRoom._turns`.
-        texts: Its waiting texts, shortest first, as (n_tokens, position).
-    """
-
-    def __init__(self, id: int, n_tokens: Sequence[int]):
-        self.id = id
-        self.turns = 0.0
-        self.texts = sorted((n, position) for position, n in enumerate(n_tokens))
-
-    def largest_within(self, room: float) -> tuple[int, int] | None:
-        """Take out the longest waiting text of at most `room` tokens, as (n_tokens, position)."""
-        place = bisect.bisect_right(self.texts, (room, float("inf")))
-        return self.texts.pop(place - 1) if place else None
-
-
-class PickedTexts:
-    """Texts picked for one batch.
-
-    Attributes:
-        texts: The texts, in the order of their rows.
-        n_tokens: Tokens in all of them.
-    """
-
-    __slots__ = ("_max_size", "_max_tokens", "_small", "n_tokens", "texts")
-
-    def __init__(self, max_tokens: int, max_size: int, small: bool):
-        self._max_tokens, self._max_size, self._small = max_tokens, max_size, small
-        self.texts: list[Text] = []
-        self.n_tokens = 0
-
-    def take(self, requests: Iterable[WaitingRequest], share: float) -> list[int]:
-        """Take texts out of requests, in order, until there are `share` tokens; return the requests left without."""
-        texts, n_tokens, most, max_size = self.texts, self.n_tokens, self._max_tokens, self._max_size
-        emptied = []
-        for request in requests:
-            if n_tokens >= share or len(texts) == max_size:
-                break
-            while len(texts) < max_size:
-                # The first text goes whatever its length, but into a small batch one that fits if there is any. Another
-                # may go over the share by half of itself, so that rounding does not leave a crumb, but never over the
-                # limit.
-                room = min(most - n_tokens, 2 * (share - n_tokens)) if texts else most if self._small else float("inf")
-                taken = request.largest_within(room)
-                if taken is None:
-                    if texts or not request.texts:
-                        break
-                    taken = request.texts.pop(0)
-                texts.append(Text(request.id, taken[1]))
-                n_tokens += taken[0]
-            if not request.texts:
-                emptied.append(request.id)
-        self.n_tokens = n_tokens
-        return emptied
 
 
 class WaitingRoom:
@@ -125,24 +50,17 @@ class WaitingRoom:
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
-        # Both by request id, the next one first.
-        self._short: dict[int, WaitingRequest] = {}
-        self._long: dict[int, WaitingRequest] = {}
-        # Tokens that each long request would have had by now if they were served in turns, of one token each. They are
-        # served one after another instead, in the order in which they would then end: none ends later, most sooner.
-        # In turns, a crowd of long requests ends together, after the deadline (Friedman and Henderson 2003, "Fairness
-        # and efficiency in web server protocols").
-        self._turns = 0.0
-        self._short_first = True
-        self._n_small_batches = 0  # how many of the next batches are to be small
+        self._queues: dict[str, CallerQueue] = {}  # of callers with requests here
+        self._callers: dict[int, str] = {}  # of those requests
+        self._served: dict[str, float] = {}  # `CallerQueue.served` of callers who went while others waited
         self._n_tokens = 0
-        self._short_tokens = 0  # of those, the short requests'
-        self._long_share = 1.0  # of the tokens in recent batches, while long requests waited: theirs, at least half
+        # How many of the next batches are to be small, for the sake of requests beside long ones, and of other callers.
+        self._n_small_batches = self._n_shared_batches = 0
 
     @property
     def n_requests(self) -> int:
         """Requests in the room."""
-        return len(self._short) + len(self._long)
+        return len(self._callers)
 
     @property
     def n_tokens(self) -> int:
@@ -151,53 +69,70 @@ class WaitingRoom:
 
     @property
     def wants_small_batches(self) -> bool:
-        """Whether the next batch is to be a small one, so that the next short request need not wait for long."""
+        """Whether the next batch is to be a small one, so that the next small request need not wait for long."""
+        if self._n_shared_batches:
+            return True
+        if not self._n_small_batches or not any(queue.long for queue in self._queues.values()):
+            return False
         # With more short requests than fit a batch, small ones would only make all of them wait longer.
-        return self._n_small_batches > 0 and bool(self._long) and self._short_tokens <= self._max_batch_tokens
+        return sum(queue.short_tokens for queue in self._queues.values()) <= self._max_batch_tokens
 
-    def check_room(self, n_tokens: int = 0) -> None:
-        """Raise `Overloaded` if there is no room for a request of so many tokens; an empty room takes any."""
+    def check_room(self, n_tokens: int = 0, caller: str = "", max_waiting: int | None = None) -> None:
+        """Raise `Overloaded` if there is no room for a request of so many tokens; an empty room takes any.
+
+        A full room still takes requests of a caller who has less than an equal part of it, so that nobody is kept out
+        by another. With n callers it then holds at most 1 + 1/2 + … + 1/n times as much, or one request of
+        each of them.
+
+        Args:
+            n_tokens: Tokens of the request.
+            caller: Its caller.
+            max_waiting: Most requests in the room, if fewer than it was made for.
+        """
         most, most_tokens = self._max_waiting, self._max_waiting_tokens
-        if most is not None and self.n_requests >= most:
-            raise Overloaded(f"{most} requests are waiting already, the most allowed")
+        if most is not None and max_waiting is not None:
+            most = min(most, max_waiting)
+        if most is not None and self.n_requests >= most and self._n_of(caller)[0] >= most / self._n_callers(caller):
+            raise Overloaded(f"{self.n_requests} requests are waiting already; {most} are the most allowed")
         if most_tokens is not None and self._n_tokens and self._n_tokens + n_tokens > most_tokens:
-            raise Overloaded(f"{self._n_tokens} tokens are waiting already; {most_tokens} are the most allowed")
+            n_own, n_callers = self._n_of(caller)[1], self._n_callers(caller)
+            if n_callers == 1 or (n_own and n_own + n_tokens > most_tokens / n_callers):
+                raise Overloaded(f"{self._n_tokens} tokens are waiting already; {most_tokens} are the most allowed")
 
-    def add(self, id: int, n_tokens: Sequence[int]) -> None:
+    def add(self, id: int, n_tokens: Sequence[int], caller: str = "") -> None:
         """Let request `id` wait, whose texts have so many tokens each; raise `Overloaded` if there is no room."""
         total = sum(n_tokens)
-        self.check_room(total)
-        request = WaitingRequest(id, n_tokens)
-        if total <= self._max_batch_tokens:
-            self._short[id] = request
-            self._short_tokens += total
-        else:
-            request.turns = self._turns + total
-            self._long[id] = request
-            self._long = dict(sorted(self._long.items(), key=lambda item: item[1].turns))
+        self.check_room(total, caller)
+        is_small = total <= self._max_batch_tokens // SMALL_REQUEST_SHARE
+        queue = self._queues.get(caller)
+        if queue is None:
+            others = [other.served for other in self._queues.values()]
+            # Time in which he asked for nothing is no credit.
+            served = max(self._served.pop(caller, 0.0), min(others, default=0.0))
+            queue = self._queues[caller] = CallerQueue(self._max_batch_tokens, served)
+            if others and is_small:
+                self._n_shared_batches = SMALL_BATCHES
+        queue.add(id, n_tokens)
+        self._callers[id] = caller
         self._n_tokens += total
-        if self._long and total <= self._max_batch_tokens // SMALL_REQUEST_SHARE:
+        if is_small and any(queue.long for queue in self._queues.values()):
             self._n_small_batches = SMALL_BATCHES
 
     def remove(self, id: int) -> None:
         """Drop a request's waiting texts; one that has none here is ignored."""
-        if request := self._short.pop(id, None):
-            n_tokens = sum(n for n, _ in request.texts)
-            self._short_tokens -= n_tokens
-            self._n_tokens -= n_tokens
-        elif request := self._long.pop(id, None):
-            self._n_tokens -= sum(n for n, _ in request.texts)
+        if (caller := self._callers.pop(id, None)) is not None:
+            self._n_tokens -= self._queues[caller].remove(id)
+            self._forget_empty(caller)
 
-    def tokens_before(self, n_tokens: int) -> int:
+    def tokens_before(self, n_tokens: int, caller: str = "") -> int:
         """Estimate how many tokens leave the room until a new request of so many has left it, its own included.
 
-        As if more requests kept coming: a long one is done no later than if all took turns, and gets as much of the
-        batches as long ones did lately; a short one gets half of them while there are long ones.
+        Meanwhile, every other caller who waits has as many served as this one, if he has as many.
         """
-        if n_tokens <= self._max_batch_tokens:
-            return (self._short_tokens + n_tokens) * (2 if self._long else 1)
-        turns = min((len(self._long) + 1) * n_tokens, self._n_tokens + n_tokens)
-        return int(turns / self._long_share)
+        queue = self._queues.get(caller)
+        own = queue.tokens_before(n_tokens) if queue else n_tokens
+        n_others = self._n_tokens - (queue.n_tokens if queue else 0)
+        return own + min((self._n_callers(caller) - 1) * own, n_others)
 
     def pick(self, n_workers: int, *, small: bool) -> PickedTexts:
         """Take out texts for one batch, of a room that is not empty.
@@ -209,34 +144,30 @@ class WaitingRoom:
         most = max(1, self._max_batch_tokens // SMALL_BATCH_SHARE) if small else self._max_batch_tokens
         n_rounds = -(-self._n_tokens // (most * n_workers))
         share = self._n_tokens / (n_rounds * n_workers)
-        had_long, n_short_before = bool(self._long), self._short_tokens
         batch = PickedTexts(most, self._max_batch_size, small)
-        # In turns, so that neither short requests nor long ones can keep the others out.
-        first, second = (self._short, self._long) if self._short_first else (self._long, self._short)
-        if first and second:
-            self._short_first = not self._short_first
-            # In a small batch, short requests are not to wait for a long one's texts.
-            self._take(batch, first, share if small else share / 2)
-        else:
-            self._short_first = True
-        if not small or not batch.texts:
-            self._take(batch, second, share)
-            self._take(batch, first, share)
+        # Of two who had as much, the one with less to do: the other would fill the batch.
+        for caller in sorted(self._queues, key=lambda name: (self._queues[name].served, self._queues[name].n_tokens)):
+            for id in self._queues[caller].fill(batch, share, small=small):
+                del self._callers[id]
+            self._forget_empty(caller)
+            if batch.n_tokens >= share or (small and batch.texts):
+                break
         self._n_tokens -= batch.n_tokens
         self._n_small_batches = max(self._n_small_batches - 1, 0)
-        if had_long:
-            long_share = max(0.5, 1 - (n_short_before - self._short_tokens) / batch.n_tokens)
-            self._long_share += (long_share - self._long_share) / RECENT_BATCHES
+        self._n_shared_batches = max(self._n_shared_batches - 1, 0)
         return batch
 
-    def _take(self, batch: PickedTexts, requests: dict[int, WaitingRequest], share: float) -> None:
-        """Move texts of `requests`, one of the two queues, to the batch until it has `share` tokens."""
-        n_requests, n_before = len(requests), batch.n_tokens
-        if not n_requests:
-            return
-        for id in batch.take(itertools.islice(requests.values(), LOOK_AHEAD), share):
-            del requests[id]
-        if requests is self._short:
-            self._short_tokens -= batch.n_tokens - n_before
-        else:
-            self._turns += (batch.n_tokens - n_before) / n_requests
+    def _n_callers(self, caller: str) -> int:
+        """Count the callers who wait, with this one."""
+        return len(self._queues) + (caller not in self._queues)
+
+    def _n_of(self, caller: str) -> tuple[int, int]:
+        """Count a caller's requests here, and their tokens."""
+        queue = self._queues.get(caller)
+        return (queue.n_requests, queue.n_tokens) if queue else (0, 0)
+
+    def _forget_empty(self, caller: str) -> None:
+        if not self._queues[caller].n_requests:
+            self._served[caller] = self._queues.pop(caller).served
+            if not self._queues:
+                self._served.clear()

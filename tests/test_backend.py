@@ -18,7 +18,7 @@ from embellama_server.state import ServedModel, ServerState
 from embellama_server.workers.dispatcher import Dispatcher
 
 from embellama import EmbeddingEngine, EngineConfig
-from embellama.backend import Backend, PoolState, RowsFuture
+from embellama.backend import ANYONE, Backend, Caller, PoolState, RowsFuture
 from embellama.batch import RowKind, Rows, Tokens
 from embellama.config import EngineConfig as Config
 from embellama.errors import DeadlineExceeded, EmbeddingFailed
@@ -41,8 +41,8 @@ class Counting(Backend[RowsFuture]):
     def state(self) -> PoolState:
         return msgspec.structs.replace(self._inside.state, **self.change)
 
-    def check_room(self) -> None:
-        self._inside.check_room()
+    def check_room(self, caller: Caller = ANYONE) -> None:
+        self._inside.check_room(caller)
 
     def submit(self, tokens: Sequence[Tokens], **options: Any) -> RowsFuture:
         self.n_texts += len(tokens)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from embellama import Overloaded
+from embellama.caller_queue import Text
 from embellama.scheduler import Assignment, Failure, Limits, Scheduler
-from embellama.waiting_room import Text
 
 
 def scheduler(n_workers: int = 2, **limits: int | None) -> Scheduler:

@@ -92,10 +92,10 @@ class CachedBackend(Generic[RowsFuture]):
         layers = [self._memory.state, *(self._slow.states if self._slow else ())]
         return msgspec.structs.replace(self._inside.state, n_open=len(self._open), cache=tuple(layers))
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYONE) -> None:
         """Raise as the back end inside does, unless it is full and the request may well be known."""
         try:
-            self._inside.check_room()
+            self._inside.check_room(caller)
         except Overloaded:
             if self._known_share < KNOWN_SHARE:
                 self._n_refused += 1
@@ -174,7 +174,7 @@ class CachedBackend(Generic[RowsFuture]):
     ) -> RowsFuture:
         """Answer a request of which memory has every row."""
         with contextlib.suppress(Overloaded):  # what is known needs no room
-            self._inside.check_room()
+            self._inside.check_room(caller)
         if times:
             times.cached_tokens += sum(map(len, tokens))
         if report:

@@ -137,7 +137,7 @@ class EmbeddingRoute:
         watch = request = None
         try:
             check_encoding(scope)
-            self._state.check_room()  # before work on what cannot be taken
+            self._state.check_room(exchange.caller)  # before work on what cannot be taken
             body = await read_body(self._state, scope, receive, deadline, held)
             request = self._dialect.parse(body, exchange.accept)
             del body  # the texts are in the request now

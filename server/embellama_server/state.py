@@ -172,11 +172,11 @@ class ServerState:
         except KeyError:
             raise ModelNotFound(name, list(self.names)) from None
 
-    def check_room(self) -> None:
-        """Raise `Overloaded` or `Unavailable` if no model could take any request now."""
+    def check_room(self, caller: Caller) -> None:
+        """Raise `Overloaded` or `Unavailable` if no model could take any request of this caller now."""
         for i, model in enumerate(self.models.values(), 1):
             try:
-                return model.backend.check_room()
+                return model.backend.check_room(caller)
             except (Overloaded, Unavailable):
                 if i == len(self.models):
                     raise

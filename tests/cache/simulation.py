@@ -87,7 +87,7 @@ class Inside:
         """The requests that are neither answered nor cancelled."""
         return [request for request in self.requests if not request.future.done()]
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYONE) -> None:
         if self.closed:
             raise Unavailable("closed")
         if self.full:

@@ -11,7 +11,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.serve import build
 from embellama_server.state import ServerState
 
-from embellama.backend import PoolState
+from embellama.backend import ANYONE, Caller, PoolState
 from embellama.batch import Rows, Tokens
 
 
@@ -25,7 +25,7 @@ class InstantBackend:
     def state(self) -> PoolState:
         return PoolState(status="ok", n_workers=1, n_ready=1, n_open=0, n_waiting=0, waiting_tokens=0)
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYONE) -> None:
         pass
 
     def submit(self, tokens: Sequence[Tokens], **options: Any) -> "asyncio.Future[Rows]":

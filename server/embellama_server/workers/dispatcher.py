@@ -138,8 +138,8 @@ class Dispatcher:
         self._tick()
         return failed
 
-    def check_room(self) -> None:
-        """Raise what `submit` would raise now for any request: `Overloaded` or `Unavailable`."""
+    def check_room(self, caller: Caller = ANYONE) -> None:
+        """Raise what `submit` would raise now for any request of this caller: `Overloaded` or `Unavailable`."""
         if self._closing:
             raise Unavailable("the server is shutting down")
         if not self.n_ready and not self._supervisor.recovering:
@@ -147,10 +147,8 @@ class Dispatcher:
         # With fewer workers than asked for, fewer can wait.
         n_ready = max(self.n_ready, 1)
         most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
-        if self._scheduler.n_waiting >= most:
-            raise self._overloaded(f"{most} requests are waiting already, the most allowed")
         try:
-            self._scheduler.check_room()
+            self._scheduler.check_room(caller.name, most)
         except Overloaded as error:
             raise self._overloaded(error.reason) from None
 
@@ -172,11 +170,13 @@ class Dispatcher:
             TooManyForDeadline: The request could not be done by its deadline on an idle machine either.
             EmbeddingFailed: A text killed workers not long ago.
         """
-        self.check_room()
+        self.check_room(caller)
         self._refuse_blocked(tokens)
-        self._refuse_late(sum(map(len, tokens)), deadline)
+        self._refuse_late(sum(map(len, tokens)), deadline, caller)
         try:
-            request = self._ledger.open(tokens, kind=kind, deadline=deadline, times=times, progress=progress)
+            request = self._ledger.open(
+                tokens, kind=kind, deadline=deadline, times=times, progress=progress, caller=caller
+            )
         except Overloaded as error:
             raise self._overloaded(error.reason) from None
         request.settle()  # if it has no texts
@@ -246,7 +246,7 @@ class Dispatcher:
         _settle(self._ledger.expire(self._loop.time(), self._config.timeout_ms))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    def _refuse_late(self, n_tokens: int, deadline: float) -> None:
+    def _refuse_late(self, n_tokens: int, deadline: float, caller: Caller) -> None:
         """Raise `TooManyForDeadline` or `Overloaded` for a request that could not be answered by its deadline."""
         rate = self._rate()
         if not rate:
@@ -255,7 +255,7 @@ class Dispatcher:
         limit = int(self._supervisor.rate * self.n_workers * CAUTION * self._config.timeout_ms / 1000)
         if n_tokens > limit and deadline < float("inf"):
             raise TooManyForDeadline(n_tokens, limit, self._config.timeout_ms)
-        n_before = self._scheduler.tokens_before(n_tokens)
+        n_before = self._scheduler.tokens_before(n_tokens, caller.name)
         # The limit was cautious. With nothing else to do, a request within it is taken though some of its time went by
         # while it was read: it would come again just as late.
         wait = n_before / rate / (1 if n_before == n_tokens else CAUTION)
