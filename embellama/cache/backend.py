@@ -174,7 +174,7 @@ class CachedBackend(Generic[RowsFuture]):
     ) -> RowsFuture:
         """Answer a request of which memory has every row."""
         with contextlib.suppress(Overloaded):  # what is known needs no room
-            self._inside.check_room(caller)
+            self._inside.check_room()
         if times:
             times.cached_tokens += sum(map(len, tokens))
         if report:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embellama.backend import PoolState
+from embellama.backend import ANYONE, Caller, PoolState
 from embellama.batch import RowKind, Rows, Tokens
 from embellama.cache.backend import CachedBackend
 from embellama.cache.futures import Futures, ThreadFutures

@@ -39,7 +39,7 @@ async def test_a_query_too_long_for_so_many_documents_is_read_once(
         return bare(self, texts)
 
     monkeypatch.setattr(Tokenizer, "bare", counted)
-    monkeypatch.setattr("embellama_server.state.ServerState.check_room", lambda _: None)
+    monkeypatch.setattr("embellama_server.state.ServerState.check_room", lambda *_: None)
     query = "red blue red blue red blue"
     field = "texts" if path == "/rerank" else "documents"
     body = {"model": state.model(None).info.name, "query": query, field: ["red"] * N_DOCUMENTS}
