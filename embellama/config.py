@@ -91,6 +91,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(gt=0, le=1e30, description="The value that 127 stands for in int8 vectors; larger ones are clipped."),
     ] = 1.0
     prompts_file: Annotated[str, Meta(description="TOML file of prompts, asked before the built-in ones.")] = ""
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="Redis to share limits of keys with other servers, such as redis://host:6379/0 (extra redis); "
+            "none by default."
+        ),
+    ] = ""
 
     @staticmethod
     def builder() -> "EngineConfigBuilder":

@@ -1,12 +1,12 @@
 """The HTTP front: one way in for every request, one way out.
 
-every request ──► steps (access log …) ──► a dialect's path ──► EmbeddingRoute
+every request ──► steps (access log, keys) ──► a dialect's path ──► EmbeddingRoute
                                       └──► anything else ────► Starlette: pages, descriptions, 404, 405
 
 EmbeddingRoute:
 read_body ──► Dialect.parse ──► Dialect.job ──► ServedModel.submit ──► Job.finish ──► Dialect.reply ──► Exchange.send
     │               │               │                  │
-408, 413, 415      400          400, 404          500, 503, 504                             (problems.STATUSES)
+408, 413, 415      400       400, 403, 404     429, 500, 503, 504                             (problems.STATUSES)
 """
 
 import asyncio
@@ -29,6 +29,8 @@ from embellama.jobs import Job
 from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.exchange import Exchange
+from embellama_server.gateway.check import KeyCheck
+from embellama_server.gateway.keyring import Keyring
 from embellama_server.held import HeldBytes
 from embellama_server.problems import TooManyTokens, as_sent, problem_of
 from embellama_server.reading import ClientGone, cancel_when_gone, check_encoding, read_body
@@ -65,16 +67,19 @@ NO_ROWS: Rows = np.empty((0, 0), np.float32)
 Step = Callable[[ASGIApp], ASGIApp]
 
 
-def steps(state: ServerState) -> list[Step]:
+def steps(state: ServerState, keyring: Keyring | None = None) -> list[Step]:
     """List the steps that every request goes through before anything else, the first one first.
 
     A step that is switched off is not in the list, so it costs nothing.
     """
-    return [AccessLog] if state.config.access_log else []
+    found: list[Step] = [AccessLog] if state.config.access_log else []
+    if keyring:
+        found.append(functools.partial(KeyCheck, state=state, keyring=keyring))
+    return found
 
 
-def build_app(state: ServerState) -> ASGIApp:
-    """Build the ASGI application."""
+def build_app(state: ServerState, keyring: Keyring | None = None) -> ASGIApp:
+    """Build the ASGI application; with a keyring, for its keys only."""
     routes = {path: EmbeddingRoute(state, dialect, path) for dialect in DIALECTS for path in dialect.paths}
     first_model = next(iter(state.models))
     starlette = Starlette(
@@ -95,7 +100,7 @@ def build_app(state: ServerState) -> ASGIApp:
         await (route or starlette)(scope, receive, send)
 
     app: ASGIApp = choose
-    for step in reversed(steps(state)):
+    for step in reversed(steps(state, keyring)):
         app = step(app)
     return app
 
@@ -152,7 +157,7 @@ class EmbeddingRoute:
     async def _compute(
         self, request: ParsedRequest, deadline: float, held: HeldBytes, exchange: Exchange
     ) -> Reply | None:
-        model = self._state.model(request.model)
+        model = self._state.model(request.model, exchange.allowed_models)
         exchange.model, exchange.n_characters = model.info.name, request.n_characters
         job = await self._job(model, request, exchange.n_characters, deadline)
         request.inputs = ()  # while they wait for a worker, the texts' tokens are enough

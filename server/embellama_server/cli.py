@@ -18,6 +18,7 @@ SECTIONS = {
     "Model": ("model_path", "config_file", "aliases", *EngineConfig.__struct_fields__),
     "Address": ("host", "port"),
     "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),
+    "Keys": ("keys_file", "limits_without_redis", "open_metrics"),
     "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),
     "Log": ("log_level", "log_format", "access_log"),
 }

@@ -3,7 +3,7 @@
 load vocabulary ──► tune ──► bind socket ──► start workers ──► uvicorn
                                                                  │
 SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0; a second one: at once
-SIGHUP          ──► replace the workers, one after another, as soon as they have loaded
+SIGHUP          ──► read the keys again; replace the workers, one after another, as soon as they have loaded
 a model that does not load in a worker ──► the same, exit 1
 """
 
@@ -40,6 +40,9 @@ from embellama.tuning import tuned_apart
 from embellama_server import hangups
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
+from embellama_server.gateway.charging import ChargingBackend
+from embellama_server.gateway.keyring import Keyring
+from embellama_server.gateway.meters import Ledger
 from embellama_server.listening import listen
 from embellama_server.protocol import Protocol
 from embellama_server.state import ServedModel, ServerState
@@ -70,13 +73,14 @@ def serve(config: ServerConfig) -> None:
     for name in left_out_variables(ServerConfig):
         logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
-    state = build(config)
+    keyring = _keyring(config)
+    state = build(config, keyring)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
         http = _HttpServer(
             state,
             uvicorn.Config(
-                build_app(state),
+                build_app(state, keyring),
                 http=Protocol,
                 ws="none",
                 lifespan="off",
@@ -103,7 +107,7 @@ def serve(config: ServerConfig) -> None:
         # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
         gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(http, listeners))
+            runner.run(_run(http, listeners, keyring))
 
 
 class _HttpServer(uvicorn.Server):
@@ -125,8 +129,16 @@ class _HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build(config: ServerConfig) -> ServerState:
+def _keyring(config: ServerConfig) -> Keyring | None:
+    if not config.keys_file:
+        return None
+    return Keyring(config.keys_file, Ledger(config.redis_url, fails_open=config.limits_without_redis == "open"))
+
+
+def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
     """Load the models' vocabularies, tune, and make the server's state for a checked config; no worker is started yet.
+
+    With a keyring, tokens are charged to its keys.
 
     Raises:
         ConfigError: A model's settings are wrong, or there is too little memory.
@@ -138,13 +150,13 @@ def build(config: ServerConfig) -> ServerState:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     backends: dict[str, Backend[Any]] = {}
     metrics = Metrics(backends)
-    models = [_served_model(model_config, metrics) for model_config in config.pools()]
+    models = [_served_model(model_config, metrics, keyring) for model_config in config.pools()]
     _check_memory(models)
     backends |= {model.info.name: model.backend for model in models}
     return ServerState(config, models, metrics)
 
 
-def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
+def _served_model(config: ServerConfig, metrics: Metrics, keyring: Keyring | None) -> ServedModel:
     weights = Weights(config, vocab_only=True)
     if weights.pooling == "none":
         raise ModelLoadError(config.model_path, "its pooling is none, which gives no vector for a text")
@@ -157,8 +169,9 @@ def _served_model(config: ServerConfig, metrics: Metrics) -> ServedModel:
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
+    backend: Backend[Any] = ChargingBackend(dispatcher, keyring) if keyring else dispatcher
     created = int(os.stat(config.model_path).st_mtime)
-    return ServedModel(config, jobs, info, dispatcher, dispatcher, created, _digest(weights.header, created))
+    return ServedModel(config, jobs, info, dispatcher, backend, created, _digest(weights.header, created))
 
 
 def _digest(header: Header, created: int) -> str:
@@ -176,7 +189,7 @@ def _described(model: ServedModel) -> str:
     )
 
 
-async def _run(http: _HttpServer, listeners: list[socket.socket]) -> None:
+async def _run(http: _HttpServer, listeners: list[socket.socket], keyring: Keyring | None) -> None:
     """Serve until a signal comes, or until a model does not load in a worker: then raise that error."""
     loop, restarts = asyncio.get_running_loop(), set()
     dispatchers = [model.dispatcher for model in http.state.models.values()]
@@ -188,6 +201,8 @@ async def _run(http: _HttpServer, listeners: list[socket.socket]) -> None:
     def restart_workers() -> None:
         if http.should_exit:
             return
+        if keyring:
+            keyring.reload()
         task = loop.create_task(restart_all())
         restarts.add(task)
         task.add_done_callback(restarts.discard)
