@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from embellama import EmbeddingEngine, EngineConfig, kernels
 from tests.tiny import ARCHITECTURES, write_bert
 
+pytest_plugins = ["tests.programs"]
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 REFERENCE = Path(__file__).parent / "reference"

@@ -130,7 +130,7 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
         "prompts_file": "p.toml",
         "worker_timeout_ms": "500",
     }
-    value |= {"log_format": "json", "access_log": "true"}
+    value |= {"log_format": "json", "access_log": "true", "limits_without_redis": "closed", "open_metrics": "true"}
     variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", variable(flags(ServerConfig)[field]): value.get(field, "5")}
     found = shown(**variables)[field]
     assert str(found[0] if isinstance(found, list) else found).lower() == value.get(field, "5")

@@ -84,8 +84,8 @@ class Ledger:
             ConfigError: The URL is wrong, or the package `redis` is missing.
         """
         self._storage: Any = _redis_storage(redis_url) if redis_url else MemoryStorage()
-        store_errors: Any = self._storage.base_exceptions
-        self._errors = (store_errors, OSError, TimeoutError)
+        store_errors: Any = self._storage.base_exceptions if redis_url else ()
+        self._errors: tuple[type[Exception], ...] = (*store_errors, OSError, TimeoutError)
         self._is_remote = bool(redis_url)
         self._fails_open = fails_open
         self._rests_until = 0.0
