@@ -27,17 +27,21 @@ class Load(msgspec.Struct):
     failed: int
 
 
-def run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None) -> Load:
+def run(
+    url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None, key: str = ""
+) -> Load:
     """Send `requests` (each a list of texts) from `n_clients`, each waiting for its answer: round and round for so many
-    seconds, or with None each of them once."""
+    seconds, or with None each of them once; with an API key, if there is one."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(url, model, requests, n_clients, seconds))
+        return runner.run(_run(url, model, requests, n_clients, seconds, key))
 
 
-async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None) -> Load:
+async def _run(
+    url: str, model: str, requests: Sequence[Sequence[str]], n_clients: int, seconds: float | None, key: str
+) -> Load:
     parts = urlsplit(url)
     assert parts.hostname
-    sent = [(len(texts), request(parts.netloc, model, texts)) for texts in requests]
+    sent = [(len(texts), request(parts.netloc, model, texts, key)) for texts in requests]
     prepared = iter(sent) if seconds is None else itertools.cycle(sent)
     latencies: list[float] = []
     n_texts = failed = 0
@@ -68,10 +72,12 @@ async def _run(url: str, model: str, requests: Sequence[Sequence[str]], n_client
     return Load(len(latencies), n_texts / took, p50, p99, worst, failed)
 
 
-def request(host: str, model: str, texts: Sequence[str]) -> bytes:
+def request(host: str, model: str, texts: Sequence[str], key: str = "") -> bytes:
     """Return a whole HTTP request for the embeddings of `texts`, in base64."""
     body = orjson.dumps({"model": model, "input": texts[0] if len(texts) == 1 else texts, "encoding_format": "base64"})
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    if key:
+        head += f"authorization: Bearer {key}\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 

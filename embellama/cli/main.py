@@ -7,6 +7,7 @@ from embellama.cli.bench import bench
 from embellama.cli.devices import devices
 from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
+from embellama.cli.keys import keys
 from embellama.cli.output import Group, check_output
 
 
@@ -17,5 +18,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, inspect, devices, bench):
+for command in (embed, inspect, devices, bench, keys):
     main.add_command(command)

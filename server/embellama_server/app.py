@@ -6,7 +6,7 @@ every request ──► KnownPaths ──► steps (access log …) ──► a 
 EmbeddingRoute:
 read_body ──► Dialect.parse ──► Dialect.job ──► ServedModel.submit ──► Job.finish ──► Dialect.reply ──► Exchange.send
     │               │               │                  │
-408, 413, 415      400          400, 404          500, 503, 504                             (problems.STATUSES)
+408, 413, 415      400       400, 403, 404     429, 500, 503, 504                             (problems.STATUSES)
 """
 
 import asyncio
@@ -30,6 +30,8 @@ from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect, ParsedRequest
 from embellama_server.edges import KnownPaths, behind_proxies, for_origins
 from embellama_server.exchange import Exchange
+from embellama_server.gateway.check import KeyCheck
+from embellama_server.gateway.keyring import Keyring
 from embellama_server.held import HeldBytes
 from embellama_server.problems import TooManyTokens, as_sent, problem_of
 from embellama_server.reading import ClientGone, cancel_when_gone, check_encoding, read_body
@@ -66,7 +68,7 @@ NO_ROWS: Rows = np.empty((0, 0), np.float32)
 Step = Callable[[ASGIApp], ASGIApp]
 
 
-def steps(state: ServerState) -> list[Step]:
+def steps(state: ServerState, keyring: Keyring | None = None) -> list[Step]:
     """List the steps that every request goes through before anything else, the first one first.
 
     A step that is switched off is not in the list, so it costs nothing.
@@ -79,11 +81,13 @@ def steps(state: ServerState) -> list[Step]:
         found.append(AccessLog)
     if config.cors_origins:
         found.append(functools.partial(for_origins, origins=config.cors_origins))
+    if keyring:
+        found.append(functools.partial(KeyCheck, state=state, keyring=keyring))
     return found
 
 
-def build_app(state: ServerState) -> ASGIApp:
-    """Build the ASGI application.
+def build_app(state: ServerState, keyring: Keyring | None = None) -> ASGIApp:
+    """Build the ASGI application; with a keyring, for its keys only.
 
     Raises:
         ConfigError: A setting of its paths is wrong.
@@ -110,7 +114,7 @@ def build_app(state: ServerState) -> ASGIApp:
         await (route or starlette)(scope, receive, send)
 
     app: ASGIApp = choose
-    for step in reversed(steps(state)):
+    for step in reversed(steps(state, keyring)):
         app = step(app)
     own_paths = [route.path for route in starlette.routes if isinstance(route, Route)]
     return KnownPaths(app, state.config.root_path, own_paths)
@@ -143,7 +147,7 @@ class EmbeddingRoute:
             del body  # the texts are in the request now
             request.model = scope.get("path_params", {}).get("model", request.model)
             watch = cancel_when_gone(scope, receive)
-            model = self._state.model(request.model)
+            model = self._state.model(request.model, exchange.allowed_models)
             with model.requests:
                 return await self._compute(model, request, deadline, held, exchange)
         except ClientGone:

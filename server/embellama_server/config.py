@@ -118,6 +118,16 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
     log_format: Annotated[Literal["text", "json"], Meta(description="How a line of the log is written.")] = "text"
     access_log: Annotated[bool, Meta(description="Log every request.")] = False
 
+    keys_file: Annotated[
+        str,
+        Meta(pattern=r"^[^\0]*$", description="TOML file of API keys; with it, nobody is answered without one."),
+    ] = ""
+    limits_without_redis: Annotated[
+        Literal["open", "closed"],
+        Meta(description="While Redis does not answer, limits of keys let all requests pass (open) or none (closed)."),
+    ] = "open"
+    open_metrics: Annotated[bool, Meta(description="Show /metrics to those without a key, too.")] = False
+
     def checked(self) -> "ServerConfig":
         """Return this config with every field checked, and names and counts filled in.
 

@@ -8,6 +8,7 @@ import itertools
 import re
 import secrets
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.types import Scope, Send
 from embellama.backend import ANYONE, Caller, Times
 from embellama.jobs import Job
 from embellama_server.reply import Reply, ReplyContext
-from embellama_server.state import ServedModel
+from embellama_server.state import ALLOWED_MODELS, ServedModel
 from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS
 from embellama_server.telemetry.metrics import Metrics
 
@@ -45,6 +46,7 @@ class Exchange:
         n_tokens: Tokens of all texts.
         times: When texts were given to workers.
         caller: Who asks.
+        allowed_models: Names of the only models that may be used; none for all.
         sending: Whether the reply has begun.
     """
 
@@ -66,6 +68,7 @@ class Exchange:
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
         self.times = Times()
         self.caller: Caller = scope.get(CALLER, ANYONE)
+        self.allowed_models: Collection[str] = scope.get(ALLOWED_MODELS, ())
         self.sending = False
 
     def tokenized(self, job: Job[Any]) -> None:

@@ -35,7 +35,7 @@ from embellama.tuning import tuned_apart
 from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.problems import BadRequest, Conflict, NotFound
-from embellama_server.state import OpenRequests, ServedModel, ServerState
+from embellama_server.state import Around, OpenRequests, ServedModel, ServerState
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.workers.dispatcher import Dispatcher
 
@@ -51,8 +51,13 @@ WORKER_BYTES = 80_000_000
 READY_S = 0.05
 
 
-def load(config: ServerConfig, metrics: Metrics) -> ServedModel:
+def load(config: ServerConfig, metrics: Metrics, around: Around | None) -> ServedModel:
     """Read a model's vocabulary and tune for it; no worker is started yet. May run in any thread.
+
+    Args:
+        config: The model's settings.
+        metrics: Told of each batch.
+        around: Put around the dispatcher, inside the cache: it sees only what is computed.
 
     Raises:
         ModelLoadError: The file cannot be loaded, or is no embedding model.
@@ -70,7 +75,7 @@ def load(config: ServerConfig, metrics: Metrics) -> ServedModel:
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
     content = weights_hash(config.model_path) if keeps_rows(config) else b""
-    backend = with_cache(dispatcher, config, weights, content, LoopFutures())
+    backend = with_cache(around(dispatcher) if around else dispatcher, config, weights, content, LoopFutures())
     created = int(os.stat(config.model_path).st_mtime)
     digest = _digest(weights.header, created)
     return ServedModel(config, jobs, info, dispatcher, backend, created, digest, OpenRequests())
@@ -223,7 +228,7 @@ class ModelChanges:
 
     async def _loaded(self, config: ServerConfig) -> ServedModel:
         """Load a model, and return it once its workers are ready."""
-        model = await asyncio.to_thread(load, config, self._state.metrics)
+        model = await asyncio.to_thread(load, config, self._state.metrics, self._state.around)
         check_memory([model])
         try:
             await self._start_workers(model)

@@ -49,6 +49,25 @@ class UnsupportedEncoding(BadRequest):
     """The body is compressed."""
 
 
+class InvalidKey(BadRequest):
+    """The request has no API key that is known."""
+
+
+class NotAllowed(BadRequest):
+    """The request's key may not do this."""
+
+
+class RateLimited(EmbellamaError):
+    """The request's key has no more of a limit left. `retry_after_s` is when it will have; infinite for never."""
+
+    def __init__(self, reason: str, retry_after_s: float):
+        super().__init__(reason, retry_after_s)
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class NotFound(BadRequest):
     """There is nothing at this path."""
 
@@ -63,6 +82,8 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     TooManyForDeadline: (400, "invalid_request_error", "max_tokens_per_request"),
     TooManyTokens: (400, "invalid_request_error", "max_tokens_per_request"),
+    InvalidKey: (401, "invalid_request_error", "invalid_api_key"),
+    NotAllowed: (403, "permission_error", "not_allowed"),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     NotFound: (404, "invalid_request_error", "not_found"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
@@ -70,6 +91,7 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
     UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),
+    RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.ModelError: (500, "server_error", "model_error"),
     errors.ServiceError: (503, "server_error", "unavailable"),
     errors.Overloaded: (503, "server_error", "overloaded"),
@@ -127,9 +149,19 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     elif isinstance(error, errors.PromptError):
         param = "prompt_name"
     message = _short(str(error)) if isinstance(error, EmbellamaError) else "internal error"
-    # OpenAI's SDK obeys it, up to a minute.
-    headers = {"retry-after": str(math.ceil(getattr(error, "retry_after_s", 1.0)))} if status == 503 else {}
-    return Problem(status, message, type_, code, param or ("input" if index is not None else None), index), headers
+    problem = Problem(status, message, type_, code, param or ("input" if index is not None else None), index)
+    return problem, _headers(error, status)
+
+
+def _headers(error: Exception, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"www-authenticate": "Bearer"}
+    if status not in (429, 503):
+        return {}
+    seconds = getattr(error, "retry_after_s", 1.0)
+    if seconds == math.inf:
+        return {"x-should-retry": "false"}  # as OpenAI's servers tell their SDK
+    return {"retry-after": str(max(1, math.ceil(seconds)))}  # which it obeys, up to a minute
 
 
 class OpenAIError(TypedDict):

@@ -9,6 +9,7 @@ a model that does not load in a worker ──► the same, exit 1
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -25,10 +26,13 @@ from embellama.cli.flags import left_out_variables
 from embellama_server import hangups
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
+from embellama_server.gateway.charging import ChargingBackend
+from embellama_server.gateway.keyring import Keyring
+from embellama_server.gateway.meters import LimitStore
 from embellama_server.listening import listen
 from embellama_server.models import check_memory, described, load
 from embellama_server.protocol import Protocol
-from embellama_server.state import ServerState
+from embellama_server.state import Around, ServerState
 from embellama_server.telemetry.logs import set_up_logging
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tls import Certificate
@@ -52,13 +56,14 @@ def serve(config: ServerConfig) -> None:
         logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
-    state = build(config)
+    keyring = _keyring(config)
+    state = build(config, keyring)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
         http = _HttpServer(
             state,
             uvicorn.Config(
-                build_app(state),
+                build_app(state, keyring),
                 http=Protocol,
                 ws="none",
                 lifespan="off",
@@ -87,7 +92,7 @@ def serve(config: ServerConfig) -> None:
         # By default a body of a million lists has the collector walk through them dozens of times while it is parsed.
         gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(http, listeners, certificate))
+            runner.run(_run(http, listeners, certificate, keyring))
 
 
 class _HttpServer(uvicorn.Server):
@@ -109,8 +114,16 @@ class _HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def build(config: ServerConfig) -> ServerState:
+def _keyring(config: ServerConfig) -> Keyring | None:
+    if not config.keys_file:
+        return None
+    return Keyring(config.keys_file, LimitStore(config.redis_url, fails_open=config.limits_without_redis == "open"))
+
+
+def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
     """Load the models' vocabularies, tune, and make the server's state for a checked config; no worker is started yet.
+
+    With a keyring, tokens are charged to its keys.
 
     Raises:
         ConfigError: A model's settings are wrong, or there is too little memory.
@@ -121,12 +134,15 @@ def build(config: ServerConfig) -> ServerState:
     # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     metrics = Metrics()
-    models = [load(model_config, metrics) for model_config in config.pools()]
+    around: Around | None = functools.partial(ChargingBackend, keyring=keyring) if keyring else None
+    models = [load(model_config, metrics, around) for model_config in config.pools()]
     check_memory(models)
-    return ServerState(config, models, metrics)
+    return ServerState(config, models, metrics, around)
 
 
-async def _run(http: _HttpServer, listeners: list[socket.socket], certificate: Certificate | None) -> None:
+async def _run(
+    http: _HttpServer, listeners: list[socket.socket], certificate: Certificate | None, keyring: Keyring | None
+) -> None:
     """Serve until a signal comes, or until a model does not load in a worker: then raise that error."""
     loop, restarts, state = asyncio.get_running_loop(), set(), http.state
 
@@ -139,6 +155,8 @@ async def _run(http: _HttpServer, listeners: list[socket.socket], certificate: C
             return
         if certificate:
             certificate.renew()
+        if keyring:
+            keyring.reload()
         task = loop.create_task(restart_all())
         restarts.add(task)
         task.add_done_callback(restarts.discard)

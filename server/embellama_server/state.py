@@ -7,6 +7,7 @@ Used on the event loop only.
 """
 
 import asyncio
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from embellama.backend import Backend, Caller, Times
@@ -16,9 +17,17 @@ from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
 from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
+from embellama_server.problems import NotAllowed
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
+
+# Where a step before the app leaves the names of the only models that a request may use, in its scope.
+ALLOWED_MODELS = "embellama.allowed_models"
+
+
+#: Makes a back end around a model's dispatcher.
+Around = Callable[["Backend[asyncio.Future[Rows]]"], "Backend[asyncio.Future[Rows]]"]
 
 
 class SubmittedJob:
@@ -120,6 +129,7 @@ class ServerState:
         names: The model of every name and alias, without the default tag.
         leaving: Models that get no more requests, and are closed once those they have are answered.
         metrics: Counts what happens.
+        around: Put around the dispatcher of each model, if anything is.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
@@ -128,12 +138,13 @@ class ServerState:
         n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
     """
 
-    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics):
+    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics, around: Around | None = None):
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.names: dict[str, ServedModel] = {}
         self.leaving: list[ServedModel] = []
         self.metrics = metrics
+        self.around = around
         for model in models:
             self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)
@@ -163,14 +174,37 @@ class ServerState:
         self.metrics.pools.clear()
         self.metrics.pools.update({name: model.backend for name, model in self.models.items()})
 
-    def model(self, name: str | None) -> ServedModel:
-        """Find a model by name or alias; raises `ModelNotFound`."""
-        if name is None:
-            return next(iter(self.models.values()))
-        try:
-            return self.names[without_default_tag(name)]
-        except KeyError:
-            raise ModelNotFound(name, list(self.names)) from None
+    def model(self, name: str | None, allowed: Collection[str] = ()) -> ServedModel:
+        """Find a model by name or alias, or the first one.
+
+        Args:
+            name: A name; None for the first model.
+            allowed: Names of the only models that may be used; none for all.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+            NotAllowed: It may not be used.
+        """
+        models = self.models_allowed(allowed)
+        if name is None and models:
+            return next(iter(models.values()))
+        found = None if name is None else self.names.get(without_default_tag(name))
+        if found and found.config.model_name in models:
+            return found
+        if found or name is None:
+            raise NotAllowed(f"the API key may not use {name or 'any model that is served here'!r}", "model")
+        raise ModelNotFound(name, [each for each in self.names if self.names[each].config.model_name in models])
+
+    def models_allowed(self, allowed: Collection[str]) -> dict[str, ServedModel]:
+        """Return the models of these names or aliases, or all for none."""
+        if not allowed:
+            return self.models
+        names = {without_default_tag(name) for name in allowed}
+        return {
+            name: model
+            for name, model in self.models.items()
+            if names & {without_default_tag(each) for each in (name, *model.config.aliases)}
+        }
 
     def check_room(self, caller: Caller) -> None:
         """Raise `Overloaded` or `Unavailable` if no model could take any request of this caller now."""

@@ -40,7 +40,7 @@ def seen() -> Seen:
 @pytest.fixture
 async def http(state: ServerState, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app with two steps, `outer` listed before `inner`."""
-    monkeypatch.setattr(app, "steps", lambda _: [step_named("outer", seen), step_named("inner", seen)])
+    monkeypatch.setattr(app, "steps", lambda *_: [step_named("outer", seen), step_named("inner", seen)])
     transport = httpx.ASGITransport(build_app(state))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

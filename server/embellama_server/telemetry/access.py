@@ -1,7 +1,8 @@
 """The access log: a line for every request, with `--access-log`.
 
 AccessLog, a step of the app ── client, path, status, time ──┬──► a line of the log
-Exchange, for a dialect's request ── id, model, texts, tokens ┘
+Exchange, for a dialect's request ── id, model, texts, tokens ┤
+KeyCheck, with keys ── the key's name ─────────────────────────┘
 log_refused, for a head that the app never sees ─────────────────► a line of the log
 """
 
@@ -20,7 +21,7 @@ ACCESS_FIELDS = "embellama.access_fields"
 REFUSED_STATUS = "embellama.refused_status"
 
 # The order of a line's fields.
-FIELDS = ("request_id", "client", "path", "status", "model", "texts", "tokens", "ms")
+FIELDS = ("request_id", "client", "key", "path", "status", "model", "texts", "tokens", "ms")
 
 # A longer path is cut: it may have as many bytes as a request's head.
 MAX_PATH = 200

@@ -14,7 +14,7 @@ from embellama import __version__
 from embellama_server.dialects.ollama import model_details
 from embellama_server.names import with_tag
 from embellama_server.state import ServedModel, ServerState
-from embellama_server.web.pages import as_json
+from embellama_server.web.pages import allowed_models, as_json
 
 # When a model that stays loaded is said to be unloaded: Ollama's own answer to a negative `keep_alive`.
 NEVER = "2318-01-01T00:00:00Z"
@@ -23,11 +23,13 @@ NEVER = "2318-01-01T00:00:00Z"
 def routes(state: ServerState) -> list[Route]:
     """Return the routes of Ollama's lists."""
 
-    async def tags(_: Request) -> Response:
-        return as_json({"models": [_listed(model) for model in state.models.values()]})
+    async def tags(request: Request) -> Response:
+        models = state.models_allowed(allowed_models(request))
+        return as_json({"models": [_listed(model) for model in models.values()]})
 
-    async def ps(_: Request) -> Response:
-        return as_json({"models": [_loaded(model) for model in state.models.values()]})
+    async def ps(request: Request) -> Response:
+        models = state.models_allowed(allowed_models(request))
+        return as_json({"models": [_loaded(model) for model in models.values()]})
 
     async def version(_: Request) -> Response:
         return as_json({"version": __version__})

@@ -26,10 +26,13 @@ from embellama_server.web import admin, pages
 
 ERRORS = {
     "400": "The request is wrong: the message names the field, the value and the limit.",
+    "401": "There is no API key, or it is not known.",
+    "403": "The API key may not do this.",
     "404": "There is no such model.",
     "408": "The body was not here in time.",
     "413": "The body is too large.",
     "415": "The body is compressed.",
+    "429": "A limit of the API key is used up.",
     "500": "The model failed on a text.",
     "503": "More is asked than can be done, or no worker is ready.",
     "504": "The answer was not there in time.",

@@ -6,6 +6,7 @@ ServerState ──► GET /                                 that the server is t
             ──► GET /metrics                          for Prometheus
 """
 
+from collections.abc import Collection
 from typing import Any, Literal, NotRequired, TypedDict
 
 from starlette.exceptions import HTTPException
@@ -19,11 +20,13 @@ from embellama_server.dialects import error_outside
 from embellama_server.dialects.bodies import MAX_INPUTS
 from embellama_server.problems import MethodNotAllowed, NotFound, problem_of
 from embellama_server.reply import JSON, dumps
-from embellama_server.state import ServedModel, ServerState
+from embellama_server.state import ALLOWED_MODELS, ServedModel, ServerState
 from embellama_server.telemetry import metrics
 
 # Where models are listed: OpenAI's path, without its version, Azure's two.
 MODEL_LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
+# Where a step before the app says, in a request's scope, whether `/health` tells more than its status.
+HEALTH_DETAILS = "embellama.health_details"
 
 
 class ModelDescription(TypedDict):
@@ -116,6 +119,12 @@ def routes(state: ServerState) -> list[Route]:
     ]
 
 
+def allowed_models(request: Request) -> Collection[str]:
+    """Return the names of the only models that a request may be told of; none for all."""
+    names: Collection[str] = request.scope.get(ALLOWED_MODELS, ())
+    return names
+
+
 def error_response(request: Request, error: Exception, headers: dict[str, str] | None = None) -> Response:
     """Make the response that tells of an error, for a request that went to no dialect."""
     problem, more = problem_of(error)
@@ -149,18 +158,22 @@ class _Pages:
         """Answer those who ask whether there is a server at all, as Ollama does."""
         return Response("embellama is running", media_type="text/plain")
 
-    async def models(self, _: Request) -> Response:
-        return as_json({"object": "list", "data": [model_description(model) for model in self._state.models.values()]})
+    async def models(self, request: Request) -> Response:
+        models = self._state.models_allowed(allowed_models(request))
+        return as_json({"object": "list", "data": [model_description(model) for model in models.values()]})
 
     async def model(self, request: Request) -> Response:
         try:
-            return as_json(model_description(self._state.model(request.path_params["id"])))
+            return as_json(model_description(self._state.model(request.path_params["id"], allowed_models(request))))
         except Exception as error:
             return error_response(request, error)
 
-    async def info(self, _: Request) -> Response:
+    async def info(self, request: Request) -> Response:
         """Describe the server and its first model as text-embeddings-inference does."""
-        model = self._state.model(None)
+        try:
+            model = self._state.model(None, allowed_models(request))
+        except Exception as error:
+            return error_response(request, error)
         config, info = self._state.config, model.info
         kind: dict[str, Any] = {"embedding": {"pooling": info.pooling}}
         if info.pooling == "rank":
@@ -195,7 +208,7 @@ class _Pages:
             return Response(f"no worker is ready for {', '.join(missing)}", 503, media_type="text/plain")
         return Response("ok", media_type="text/plain")
 
-    async def health(self, _: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         models = {name: health(model) for name, model in self._state.models.items()}
         # The worst of them speaks for all.
         status = max((each["status"] for each in models.values()), key=_WORSE.index)
@@ -203,6 +216,8 @@ class _Pages:
         body: dict[str, Any] = {**first, "status": status}
         if len(models) > 1:
             body = {"status": status, "models": models}
+        if not request.scope.get(HEALTH_DETAILS, True):
+            body = {"status": status}
         return as_json(body, 200 if status in ("ok", "degraded") else 503)
 
     async def metrics(self, _: Request) -> Response:

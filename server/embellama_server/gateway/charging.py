@@ -1,0 +1,82 @@
+"""`ChargingBackend`: a back end around a back end, which charges callers for the tokens that it is to compute.
+
+submit ──► room? ──► Account.charge_tokens: 429 ──► the back end inside
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from weakref import WeakKeyDictionary
+
+from embellama.backend import ANYONE, Backend, Caller, PoolState, Progress, Times
+from embellama.batch import RowKind, Rows, Tokens
+from embellama.errors import Overloaded
+from embellama_server.gateway.keyring import Keyring
+from embellama_server.gateway.meters import Account
+
+RowsFuture = asyncio.Future[Rows]
+
+
+class ChargingBackend:
+    """A `Backend` that has callers pay; used on the event loop.
+
+    Tokens are charged once they are known exactly, and before they are queued; nothing is given back. What is refused
+    for lack of room after it was paid stays paid when the same request comes again, as a streamed one does.
+    """
+
+    def __init__(self, inside: Backend[RowsFuture], keyring: Keyring):
+        self._inside, self._keyring = inside, keyring
+        self._paid: WeakKeyDictionary[Times, int] = WeakKeyDictionary()
+
+    @property
+    def state(self) -> PoolState:
+        """The state of the back end inside."""
+        return self._inside.state
+
+    def check_room(self, caller: Caller = ANYONE) -> None:
+        """Raise as the back end inside does."""
+        self._inside.check_room(caller)
+
+    def submit(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        kind: RowKind = RowKind.TEXT,
+        deadline: float = float("inf"),
+        times: Times | None = None,
+        progress: Progress | None = None,
+        caller: Caller = ANYONE,
+    ) -> RowsFuture:
+        """Charge the caller, then compute, as `Backend.submit` says; the future may fail with `RateLimited`."""
+        times = times or Times()
+        account = self._keyring.named(caller.name)
+
+        def submit() -> RowsFuture:
+            return self._inside.submit(
+                tokens, kind=kind, deadline=deadline, times=times, progress=progress, caller=caller
+            )
+
+        if not account.tokens:
+            return submit()
+        self._inside.check_room(caller)
+
+        async def paid() -> Rows:
+            await self._charge(account, sum(map(len, tokens)), times)
+            try:
+                future = submit()
+            except Overloaded:
+                self._paid[times] = self._paid.get(times, 0) + sum(map(len, tokens))
+                raise
+            return await future
+
+        return asyncio.ensure_future(paid())
+
+    async def _charge(self, account: Account, n_tokens: int, times: Times) -> None:
+        paid = self._paid.pop(times, 0)
+        if paid > n_tokens:
+            self._paid[times] = paid - n_tokens
+        elif paid < n_tokens:
+            await account.charge_tokens(n_tokens - paid)
+
+    def close(self) -> Awaitable[None] | None:
+        """Close the back end inside."""
+        return self._inside.close()
