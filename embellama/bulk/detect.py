@@ -128,18 +128,19 @@ def _suffix(path: str) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter that gives all rows as many columns, the most if there are several."""
+    """Return the delimiter that gives nearly all rows as many columns, the most if there are several."""
     return max(DELIMITERS, key=lambda delimiter: _n_columns(text, delimiter))
 
 
 def _n_columns(text: str, delimiter: str) -> int:
-    """Return how many columns the first rows have; 0 if not all as many, or if there are fewer than two rows."""
+    """Return how many columns the first row has; 0 if it is the only one, or if too few others have as many."""
     try:
         rows = list(itertools.islice(csv.reader(io.StringIO(text), delimiter=delimiter), 20))
     except csv.Error:
         return 0
-    counts = {len(row) for row in (rows if len(rows) == 20 else rows[:-1] or rows) if row}
-    return counts.pop() if len(counts) == 1 and len(rows) > 1 else 0
+    counts = [len(row) for row in rows if row]
+    # A ragged row, or one that is cut at the end of what is looked at, does not hide the others.
+    return counts[0] if len(counts) > 1 and counts.count(counts[0]) >= 0.75 * len(counts) else 0
 
 
 def _is_header(first: list[str], job: BulkJob) -> bool:

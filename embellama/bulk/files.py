@@ -95,7 +95,9 @@ class Source(msgspec.Struct, frozen=True):
 
     def open(self, at: int = 0) -> IO[bytes]:
         """Open it at a byte of what comes out of it."""
-        stream = decompressed(standard_input() if self.path == "-" else open(self.path, "rb"), self.compression)  # noqa: SIM115
+        stream: IO[bytes] = decompressed(
+            standard_input() if self.path == "-" else open(self.path, "rb"), self.compression
+        )  # noqa: SIM115
         if self.encoding.startswith(WIDE):
             stream = io.BufferedReader(_Transcoded(stream, self.encoding), CHUNK_BYTES)
         if self.seekable:
@@ -155,6 +157,10 @@ class _Transcoded(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._text.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         data = self._text.read(max(1, len(buffer) // 4)).encode("utf-8", "surrogatepass")
