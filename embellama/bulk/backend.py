@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
+from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError
-from embellama.gguf.header import files_of
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
@@ -39,6 +39,9 @@ SETTINGS = (
     "normalization",
     "int8_limit",
 )
+
+
+NO_CACHE: dict[str, Any] = {"cache_bytes": 0, "cache_file": "", "redis_url": ""}
 
 
 class Embedded(NamedTuple):
@@ -94,8 +97,9 @@ class EngineBackend:
         self._closing = False
         left = {name: value for name, value in settings.items() if getattr(config, name) in (0, "auto")}
         config = msgspec.structs.replace(config, **left).checked()
-        # Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
-        self._model = LoadedModel(msgspec.structs.replace(config, n_threads=config.n_threads_busy))
+        # No cache: of two equal texts in two parts, one would have the other's last digits, unless a run began between
+        # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
+        self._model = LoadedModel(msgspec.structs.replace(config, n_threads=config.n_threads_busy, **NO_CACHE))
         self._thread = ThreadPoolExecutor(1, "bulk")
         try:
             self._model.jobs.encode(["a"], options)  # options that are wrong are found before any work
@@ -113,7 +117,7 @@ class EngineBackend:
         config, prompt = self._model.config, self._prompt()
         return {
             "name": config.model_name,
-            "weights_sha256": weights_hash(config.model_path),
+            "weights_sha256": weights_hash(config.model_path).hex(),
             "settings": {name: getattr(config, name) for name in SETTINGS},
             "prompt": prompt,
             "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
@@ -181,12 +185,3 @@ def _by_halves(
             return [error]
         half = len(texts) // 2
         return _by_halves(texts[:half], attempt) + _by_halves(texts[half:], attempt)
-
-
-def weights_hash(path: str) -> str:
-    """Return the SHA-256 of a model's files, one after another."""
-    whole = hashlib.sha256()
-    for name in files_of(path):
-        with open(name, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()

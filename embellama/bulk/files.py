@@ -95,9 +95,8 @@ class Source(msgspec.Struct, frozen=True):
 
     def open(self, at: int = 0) -> IO[bytes]:
         """Open it at a byte of what comes out of it."""
-        stream: IO[bytes] = decompressed(
-            standard_input() if self.path == "-" else open(self.path, "rb"), self.compression
-        )  # noqa: SIM115
+        raw = standard_input() if self.path == "-" else open(self.path, "rb")  # noqa: SIM115
+        stream: IO[bytes] = decompressed(raw, self.compression)
         if self.encoding.startswith(WIDE):
             stream = io.BufferedReader(_Transcoded(stream, self.encoding), CHUNK_BYTES)
         if self.seekable:

@@ -11,8 +11,8 @@ from embellama.options import EmbedOptions
 
 Format = Literal["auto", "csv", "jsonl", "lines", "parquet", "arrow"]
 
-# Options that change nothing in the output, so that a resumed run may have others.
-FREE = ("resume", "overwrite", "allowed_failure_rate", "summary")
+# Options that change nothing in the output, so that a resumed run may have others; inputs have identities of their own.
+FREE = ("inputs", "output", "resume", "overwrite", "allowed_failure_rate", "summary")
 
 
 class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -99,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_same(self, other: "Manifest") -> None:
         """Raise `ConfigError` naming what is not as in `other`, which is asked for now."""
-        mine, theirs = msgspec.to_builtins(self), msgspec.to_builtins(other)
+        mine, theirs = (msgspec.json.decode(msgspec.json.encode(each)) for each in (self, other))  # as they are read
         found = [
             change for part in ("options", "inputs", "model") for change in _changes(part, mine[part], theirs[part])
         ]
