@@ -24,12 +24,16 @@ knows no HTTP; the server gives each error its status in `embellama_server.probl
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
 
 class EmbellamaError(Exception):
     """The root of everything embellama raises on purpose."""
+
+    #: The error in one word, for programs: in answers of the server, and in failed rows of `embellama bulk`.
+    code: ClassVar[str | None] = None
 
 
 class ConfigError(EmbellamaError):
@@ -72,6 +76,8 @@ class EmptyInput(InputError):
 
 class TextTooLong(InputError):
     """One text has more tokens than the model reads at once; with `at_least`, more than `n_tokens`."""
+
+    code: ClassVar[str | None] = "context_length_exceeded"
 
     def __init__(self, index: int, n_tokens: int, limit: int, at_least: bool = False):
         super().__init__(index, n_tokens, limit, at_least)
@@ -138,6 +144,8 @@ def check_number(option: str, value: object, allowed: str, least: int, most: flo
 class ModelNotFound(InputError):
     """No model of that name is loaded."""
 
+    code: ClassVar[str | None] = "model_not_found"
+
     def __init__(self, model_name: str, loaded: Sequence[str]):
         super().__init__(model_name, loaded)
         self.model_name, self.loaded = model_name, loaded
@@ -149,6 +157,8 @@ class ModelNotFound(InputError):
 
 class ModelError(EmbellamaError):
     """The model could not do its part."""
+
+    code: ClassVar[str | None] = "model_error"
 
 
 class ModelLoadError(ModelError):
@@ -176,9 +186,13 @@ class EmbeddingFailed(ModelError):
 class ServiceError(EmbellamaError):
     """No worker could answer now; the same call may work later."""
 
+    code: ClassVar[str | None] = "unavailable"
+
 
 class Overloaded(ServiceError):
     """More is asked than can be done in time. `retry_after_s` is when there may be room."""
+
+    code: ClassVar[str | None] = "overloaded"
 
     def __init__(self, reason: str, retry_after_s: float = 1.0):
         super().__init__(reason, retry_after_s)
@@ -201,6 +215,8 @@ class Unavailable(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     """The answer did not come in time."""
+
+    code: ClassVar[str | None] = "timeout"
 
     def __init__(self, timeout_ms: int):
         super().__init__(timeout_ms)

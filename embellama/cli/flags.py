@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from msgspec.inspect import BoolType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
+from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
 
 from embellama.cli.output import Command
 from embellama.config import Config, auto_fields, convert, fields
@@ -131,10 +131,11 @@ def config_options(
     return decorate
 
 
-def call_options(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def call_options(kind: type[Options], *, file: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command a flag for each field of `kind`, and call it with ``options: kind``.
 
-    Options belong to one call, so no variable sets them. A wrong value ends the command with click's usage error.
+    Options belong to one call, so no variable sets them; the flag `file`, if given, names a TOML file whose keys are
+    fields. A wrong value ends the command with click's usage error.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,13 +143,24 @@ def call_options(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable
         def run(*args: Any, **values: Any) -> Any:
             given = {field: value for field in names if (value := values.pop(field)) is not None}
             try:
+                if file and (path := values.pop(f"{file}_file")):
+                    given = {**_read(path, kind), **given}
                 options = msgspec.convert(given, kind, strict=False)
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from None
             except msgspec.ValidationError as error:
                 field = str(error).partition(" - at `$.")[2].rstrip("`")
                 allowed = _allowed(_plain_types(kind)[field])
                 raise click.UsageError(f"--{names[field]} is {given[field]!r}; it must be {allowed}") from None
             return command(*args, options=options, **values)
 
+        if file:
+            run = click.option(
+                f"--{file}",
+                f"{file}_file",
+                type=click.Path(exists=True, dir_okay=False),
+                help="TOML file of these options, named as the flags with underscores.",
+            )(run)
         for option in reversed(_options(kind, None, variables=False)):
             run = option(run)
         return run
@@ -157,7 +169,7 @@ def call_options(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable
     return decorate
 
 
-def _read(path: str, kind: type[Config]) -> dict[str, Any]:
+def _read(path: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
     """Read a file of settings; raises `ConfigError`."""
     try:
         with open(path, "rb") as stream:
@@ -196,7 +208,11 @@ def _allowed(type: msgspec.inspect.Type) -> str:
         return " or ".join(map(_allowed, type.types))
     if isinstance(type, LiteralType):
         return ", ".join(map(str, type.values))
-    return "a whole number" if isinstance(type, IntType) else "a text"
+    if isinstance(type, IntType | FloatType):
+        number = "a whole number" if isinstance(type, IntType) else "a number"
+        least = "" if type.ge is None else f" of at least {type.ge}"
+        return number + least + ("" if type.le is None else f" and at most {type.le}")
+    return "a text"
 
 
 def _options(
@@ -223,9 +239,11 @@ def _options(
         if default := defaults(kind)[field.name]:
             shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"
+        short = _extra(field.type).get("short")
         options.append(
             click.option(
                 names,
+                *([short] if short else []),
                 field.name,
                 cls=_Option,
                 type=type,

@@ -4,6 +4,7 @@ import click
 
 from embellama import __version__
 from embellama.cli.bench import bench
+from embellama.cli.bulk import bulk
 from embellama.cli.devices import devices
 from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
@@ -18,5 +19,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, inspect, devices, bench, keys):
+for command in (embed, bulk, inspect, devices, bench, keys):
     main.add_command(command)

@@ -79,12 +79,12 @@ class MethodNotAllowed(BadRequest):
 # The status of each error, OpenAI's `type` and its `code`. The most particular class wins.
 STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     errors.InputError: (400, "invalid_request_error", None),
-    errors.TextTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    errors.TextTooLong: (400, "invalid_request_error", errors.TextTooLong.code),
     TooManyForDeadline: (400, "invalid_request_error", "max_tokens_per_request"),
     TooManyTokens: (400, "invalid_request_error", "max_tokens_per_request"),
     InvalidKey: (401, "invalid_request_error", "invalid_api_key"),
     NotAllowed: (403, "permission_error", "not_allowed"),
-    errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
+    errors.ModelNotFound: (404, "invalid_request_error", errors.ModelNotFound.code),
     NotFound: (404, "invalid_request_error", "not_found"),
     MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
     Conflict: (409, "invalid_request_error", "conflict"),
@@ -92,10 +92,10 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
     UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),
     RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
-    errors.ModelError: (500, "server_error", "model_error"),
-    errors.ServiceError: (503, "server_error", "unavailable"),
-    errors.Overloaded: (503, "server_error", "overloaded"),
-    errors.DeadlineExceeded: (504, "server_error", "timeout"),
+    errors.ModelError: (500, "server_error", errors.ModelError.code),
+    errors.ServiceError: (503, "server_error", errors.ServiceError.code),
+    errors.Overloaded: (503, "server_error", errors.Overloaded.code),
+    errors.DeadlineExceeded: (504, "server_error", errors.DeadlineExceeded.code),
     Exception: (500, "server_error", "internal_error"),
 }
 

@@ -1,0 +1,187 @@
+"""`BulkBackend`: texts in, a future of their outcomes out, one for each; `EngineBackend` computes them in this process.
+
+a part's texts ── submit ──► one thread, part after part ── tokenize, faults left out ──► the model's threads
+                                                                                             │
+outcomes ◄── vectors, or the error of each text at fault ◄── computed again without them ◄───╯
+
+A vector's last digits depend on the texts that it is computed beside. So that a run which was ended and gone on with
+gives the same bytes, one part at a time is with the model: its batches then follow from its texts alone.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+from numpy.typing import NDArray
+
+from embellama.cache.key import weights_hash
+from embellama.config import EngineConfig
+from embellama.errors import EmbeddingFailed, EmbellamaError, InputError
+from embellama.options import EmbedOptions
+from embellama.registry import LoadedModel
+from embellama.results import Embeddings
+
+Result = TypeVar("Result")
+
+# The settings of a model that its vectors depend on, down to their last digits.
+SETTINGS = (
+    "n_ctx",
+    "num_workers",
+    "n_threads",
+    "n_gpu_layers",
+    "max_batch_size",
+    "max_batch_tokens",
+    "compute",
+    "pooling",
+    "normalization",
+    "int8_limit",
+)
+
+
+NO_CACHE: dict[str, Any] = {"cache_bytes": 0, "cache_file": "", "redis_url": ""}
+
+
+class Embedded(NamedTuple):
+    """The outcome of a text that was embedded.
+
+    vector: ``(dim,)``.
+    n_tokens: Tokens computed.
+    n_cut: Tokens left out.
+    """
+
+    vector: NDArray[Any]
+    n_tokens: int
+    n_cut: int
+
+
+Outcome = Embedded | EmbellamaError
+
+
+class BulkBackend(Protocol):
+    """Computes the texts of parts."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector, before `dtype`."""
+
+    def facts(self) -> dict[str, object]:
+        """Return, by name, what vectors depend on beside texts and options: weights, versions, kernels."""
+
+    def submit(self, texts: Sequence[str]) -> "Future[list[Outcome]]":
+        """Compute texts, no two of them equal. The future fails only if no other text could be computed either."""
+
+    def close(self) -> None:
+        """Drop what was submitted, and free everything."""
+
+
+class EngineBackend:
+    """Computes parts with a model in this process."""
+
+    def __init__(self, config: EngineConfig, options: EmbedOptions, settings: Mapping[str, Any]):
+        """Load a model.
+
+        Args:
+            config: Its settings.
+            options: How texts are read and vectors written.
+            settings: Of `SETTINGS`, what takes the place of what `config` leaves to embellama.
+
+        Raises:
+            ConfigError, ModelLoadError: As `EmbeddingEngine.load_model` does.
+            InputError: An option is wrong.
+        """
+        self._options = options
+        self._running: Future[Any] | None = None
+        self._closing = False
+        left = {name: value for name, value in settings.items() if getattr(config, name) in (0, "auto")}
+        config = msgspec.structs.replace(config, **left).checked()
+        # No cache: of two equal texts in two parts, one would have the other's last digits, unless a run began between
+        # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
+        self._model = LoadedModel(msgspec.structs.replace(config, n_threads=config.n_threads_busy, **NO_CACHE))
+        self._thread = ThreadPoolExecutor(1, "bulk")
+        try:
+            self._model.jobs.encode(["a"], options)  # options that are wrong are found before any work
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector, before `dtype`."""
+        return self._options.dimensions or self._model.info.dim
+
+    def facts(self) -> dict[str, object]:
+        """Return what vectors depend on, as `BulkBackend.facts` says."""
+        config, prompt = self._model.config, self._prompt()
+        return {
+            "name": config.model_name,
+            "weights_sha256": weights_hash(config.model_path).hex(),
+            "settings": {name: getattr(config, name) for name in SETTINGS},
+            "prompt": prompt,
+            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+            "versions": {name: importlib.metadata.version(name) for name in ("embellama", "llama-cpp-python", "numpy")},
+        }
+
+    def _prompt(self) -> str:
+        """Return the prompt around a text."""
+        name = self._options.prompt
+        return "{text}" if name is None else self._model.jobs.prompts.apply(name, ["{text}"], self._options.fields)[0]
+
+    def submit(self, texts: Sequence[str]) -> "Future[list[Outcome]]":
+        """Compute texts, as `BulkBackend.submit` says, after those submitted before."""
+        return self._thread.submit(self._outcomes, texts)
+
+    def close(self) -> None:
+        """Drop what was submitted, and free the model."""
+        self._closing = True
+        if self._running:
+            self._running.cancel()
+        self._thread.shutdown(cancel_futures=True)
+        self._model.close()
+
+    def _outcomes(self, texts: Sequence[str]) -> list[Outcome]:
+        try:
+            return _embedded(self._encode(texts))
+        except (InputError, EmbeddingFailed) as error:
+            if error.index is None:
+                raise
+        read = _by_halves(texts, self._tokenize)
+        good = [i for i, outcome in enumerate(read) if outcome is None]
+        computed = _by_halves([texts[i] for i in good], lambda part: _embedded(self._encode(part)))
+        outcomes = dict(zip(good, computed, strict=True))
+        return [outcomes[i] if outcome is None else outcome for i, outcome in enumerate(read)]
+
+    def _tokenize(self, texts: Sequence[str]) -> list[None]:
+        self._model.jobs.encode(texts, self._options)
+        return [None] * len(texts)
+
+    def _encode(self, texts: Sequence[str]) -> Embeddings:
+        job = self._model.jobs.encode(texts, self._options)
+        future = self._running = self._model.backend.submit(job.tokens, kind=job.kind)
+        if self._closing:
+            future.cancel()
+        try:
+            return job.finish(future.result())
+        except EmbeddingFailed as error:
+            raise job.named(error) from None
+
+
+def _embedded(found: Embeddings) -> list[Outcome]:
+    return list(map(Embedded, found.vectors, found.n_tokens.tolist(), found.n_cut.tolist()))
+
+
+def _by_halves(
+    texts: Sequence[str], attempt: Callable[[Sequence[str]], Sequence[Result]]
+) -> list[Result | EmbellamaError]:
+    """Attempt texts together, and where one is at fault each half by itself, until it is alone."""
+    try:
+        return list(attempt(texts)) if texts else []
+    except (InputError, EmbeddingFailed) as error:
+        if error.index is None:
+            raise
+        if len(texts) == 1:
+            return [error]
+        half = len(texts) // 2
+        return _by_halves(texts[:half], attempt) + _by_halves(texts[half:], attempt)

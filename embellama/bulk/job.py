@@ -1,0 +1,89 @@
+"""`BulkJob`: the options of `embellama bulk`, each defined once: a flag, and a key of the file of `--job`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from embellama.errors import ConfigError, check_number
+from embellama.options import EmbedOptions
+
+Format = Literal["auto", "csv", "jsonl", "lines", "parquet", "arrow"]
+
+# Options that change nothing in the output, so that a resumed run may have others; inputs have identities of their own.
+FREE = ("inputs", "output", "resume", "overwrite", "allowed_failure_rate", "summary")
+
+
+class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to embed, how, and where to.
+
+    Attributes:
+        inputs: Files, or "-" for standard input.
+    """
+
+    inputs: Annotated[tuple[str, ...], Meta(extra={"flag": ""})] = ()
+    output: Annotated[
+        str,
+        Meta(
+            description="File to write: .jsonl, .parquet, .arrow or .npy by its name, else JSONL; - for stdout.",
+            extra={"short": "-o"},
+        ),
+    ] = ""
+    format: Annotated[Format, Meta(description="Format of the inputs; auto finds it by their content.")] = "auto"
+    encoding: Annotated[str, Meta(description="Encoding of CSV, JSONL and lines; found by default.")] = ""
+    header: Annotated[
+        bool | None, Meta(description="Whether a CSV's first row names its columns; found by default.")
+    ] = None
+    column: Annotated[str, Meta(description="Column of the texts; by default text, or the only one.")] = ""
+    template: Annotated[str, Meta(description="Make each text of several columns: '{title} by {author}'.")] = ""
+    id_column: Annotated[str, Meta(description="Column that is each row's id in the output.")] = ""
+    keep_columns: Annotated[bool, Meta(description="Write the input's columns into the output, too.")] = False
+    offset: Annotated[int, Meta(ge=0, description="Leave out so many rows at the beginning.")] = 0
+    limit: Annotated[int | None, Meta(description="Read so many rows at most.")] = None
+    skip_empty: Annotated[bool, Meta(description="Leave out rows without text; otherwise they fail.")] = False
+    part_rows: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Rows between two points at which a run can go on; equal texts among them are computed once.",
+        ),
+    ] = 4096
+    allowed_failure_rate: Annotated[
+        float, Meta(ge=0, le=1, description="Share of rows that may fail before the exit status is 3.")
+    ] = 0.0
+    resume: Annotated[bool, Meta(description="Go on where an earlier run of the same job was ended.")] = False
+    overwrite: Annotated[bool, Meta(description="Replace an output that is there.")] = False
+    summary: Annotated[str, Meta(description="File to write the summary to, in JSON.")] = ""
+
+    def checked(self) -> "BulkJob":
+        """Return this job; raise `ConfigError` or `InvalidOption` if its options do not go together."""
+        if not self.inputs:
+            raise ConfigError("there is no input: name files, or - for standard input")
+        if not self.output:
+            raise ConfigError("output is missing: -o FILE, or -o - for standard output")
+        if self.column and self.template:
+            raise ConfigError(
+                f"column {self.column!r} and template {self.template!r} are two ways to make a text; give one"
+            )
+        if self.limit is not None:
+            check_number("limit", self.limit, "it must be at least 1", 1)
+        if self.resume and self.overwrite:
+            raise ConfigError("resume keeps an output and overwrite replaces it; give one of them")
+        if self.resume and "-" in (*self.inputs, self.output):
+            raise ConfigError("standard input and output cannot be gone on with; resume needs files")
+        for path in self.inputs:
+            if path != "-" and self.output != "-" and Path(path).resolve() == Path(self.output).resolve():
+                raise ConfigError(f"{path} is an input and the output")
+        return self
+
+    @property
+    def embed_options(self) -> EmbedOptions:
+        """The options for embedding alone."""
+        return EmbedOptions(**{name: getattr(self, name) for name in EmbedOptions.__struct_fields__})
+
+    def fixed_options(self) -> dict[str, object]:
+        """Return what the output depends on, by name."""
+        values = msgspec.to_builtins(self)
+        return {name: value for name, value in values.items() if name not in FREE}

@@ -1,0 +1,49 @@
+"""`embellama bulk`: embed the rows of files into a file."""
+
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from embellama.bulk.job import BulkJob
+from embellama.bulk.progress import progress
+from embellama.bulk.run import Summary, run
+from embellama.cli.flags import call_options, config_options
+from embellama.cli.output import Command, json_line
+from embellama.config import EngineConfig
+
+# The exit status where more rows failed than were allowed to.
+TOO_MANY_FAILED = 3
+
+
+@click.command(cls=Command)
+@config_options(EngineConfig, file=True)
+@call_options(BulkJob, file="job")
+@click.argument("inputs", nargs=-1, metavar="INPUT…")
+def bulk(config: EngineConfig, options: BulkJob, inputs: Sequence[str]) -> None:
+    """Embed each row of INPUTs, files or - for standard input, and write the vectors to a file.
+
+    CSV, JSON lines, plain lines, Parquet and Arrow, also compressed with gzip or zstd. A row that cannot be embedded
+    fails by itself. A run that was ended goes on with --resume.
+    """
+    job = msgspec.structs.replace(options, inputs=tuple(inputs)) if inputs else options
+    try:
+        summary = run(job, config, progress())
+    except OSError as error:
+        hint = "" if job.output == "-" else "; what was written is kept, and --resume goes on"
+        raise click.ClickException(f"{error.filename or job.output}: {error.strerror or error}{hint}") from error
+    if job.summary:
+        with open(job.summary, "w", encoding="utf-8") as file:
+            file.write(json_line(summary) + "\n")
+    click.echo(_told(summary), err=True)
+    if summary.failure_rate > job.allowed_failure_rate:
+        click.get_current_context().exit(TOO_MANY_FAILED)
+
+
+def _told(summary: Summary) -> str:
+    counts = summary.counts
+    told = [f"{counts.rows} rows", f"{counts.failed} failed", f"{counts.tokens} tokens", f"{summary.seconds:.1f} s"]
+    told += [f"{counts.skipped} empty ones left out"] if counts.skipped else []
+    told += [f"{counts.cut} cut"] if counts.cut else []
+    told += [f"{summary.resumed_at} were there already"] if summary.resumed_at else []
+    return f"{summary.output}: {', '.join(told)}"
