@@ -41,8 +41,8 @@ from embellama.cache.layers import READ_S, SlowLayer, SlowLayers
 from embellama.cache.memory import MemoryLayer
 from embellama.cache.redis import RedisLayer
 from embellama.cache.sqlite import SqliteLayer
-from tests.cache.conftest import RedisServer
 from tests.conftest import Server, running_server
+from tests.programs import RedisServer
 from tests.server.conftest import InstantBackend
 
 REPEATED_SHARE = 0.4
@@ -184,7 +184,7 @@ async def hits() -> dict[str, float]:
         layers: dict[str, SlowLayer] = {"the file": SqliteLayer(f"{folder}/rows", 1 << 30)}
         if shutil.which("redis-server"):
             redis = RedisServer(Path(folder))
-            stack.callback(redis.close)
+            stack.callback(redis.kill)
             layers["Redis"] = RedisLayer(redis.url, 0, READ_S)
         for name, layer in layers.items():
             first = around(inside, [layer])

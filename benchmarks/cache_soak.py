@@ -18,9 +18,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.cache.conftest import RedisServer
 from tests.cache.mixed import Known, Mixed, as_lines
 from tests.conftest import Server, running_server
+from tests.programs import RedisServer
 from tests.tiny import write_bert
 
 FLAGS = ("--workers", "2", "--max-batch-tokens", "192")
@@ -54,7 +54,7 @@ def main() -> None:
                 for layer, counts in httpx.get(f"{server.url}/health").json()["cache"].items():
                     print(layer, counts)
         finally:
-            redis.close()
+            redis.kill()
     for problem in mixed.wrong[:20]:
         print(problem)
     raise SystemExit(bool(mixed.wrong))

@@ -89,7 +89,8 @@ class RedisServer:
 
     def kill(self) -> None:
         """End it at once."""
-        self._process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has gone
+            self._process.kill()
         self._life.close()
 
     def stop(self) -> None:

@@ -5,13 +5,14 @@ import time
 from typing import Any
 
 import pytest
+import redis
 
 from embellama.cache.entry import sealed
 from embellama.cache.redis import CALL_S, RedisLayer
 from embellama.errors import ConfigError
-from tests.cache.conftest import RedisServer
 from tests.cache.simulation import Inside, cached, rows_of, text
 from tests.conftest import wait_until
+from tests.programs import RedisServer
 
 
 def key(n: int) -> bytes:
@@ -35,8 +36,9 @@ def test_entries_come_back(redis_server: RedisServer) -> None:
 
 def test_redis_forgets_what_is_too_old(redis_server: RedisServer) -> None:
     layer_at(redis_server, ttl_s=1000).put(ENTRIES)
-    (name, *_) = redis_server.client.keys()
-    assert 900 < redis_server.client.ttl(name) <= 1000
+    with redis.Redis.from_url(redis_server.url) as client:
+        (name, *_) = client.keys()
+        assert 900 < client.ttl(name) <= 1000
 
 
 def test_one_that_is_killed_is_no_error_and_used_again_when_it_is_back(

@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.cache.conftest import RedisServer
 from tests.cache.mixed import Known, Mixed, as_lines
 from tests.conftest import BIN, Server, StartServer, run, running_server, wait_until
+from tests.programs import RedisServer
 
 pytestmark = pytest.mark.server
 
