@@ -126,6 +126,12 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         Literal["open", "closed"],
         Meta(description="While Redis does not answer, limits of keys let all requests pass (open) or none (closed)."),
     ] = "open"
+    cached_token_price: Annotated[
+        float,
+        Meta(
+            ge=0, le=1, description="What a token of a text whose row was known costs of a key's tokens; others cost 1."
+        ),
+    ] = 0.0
     open_metrics: Annotated[bool, Meta(description="Show /metrics to those without a key, too.")] = False
 
     def checked(self) -> "ServerConfig":

@@ -35,7 +35,7 @@ from embellama.tuning import tuned_apart
 from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.problems import BadRequest, Conflict, NotFound
-from embellama_server.state import Around, OpenRequests, ServedModel, ServerState
+from embellama_server.state import Charge, OpenRequests, ServedModel, ServerState
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.workers.dispatcher import Dispatcher
 
@@ -51,13 +51,13 @@ WORKER_BYTES = 80_000_000
 READY_S = 0.05
 
 
-def load(config: ServerConfig, metrics: Metrics, around: Around | None) -> ServedModel:
+def load(config: ServerConfig, metrics: Metrics, charge: Charge | None) -> ServedModel:
     """Read a model's vocabulary and tune for it; no worker is started yet. May run in any thread.
 
     Args:
         config: The model's settings.
         metrics: Told of each batch.
-        around: Put around the dispatcher, inside the cache: it sees only what is computed.
+        charge: Has callers charged, if they are.
 
     Raises:
         ModelLoadError: The file cannot be loaded, or is no embedding model.
@@ -75,7 +75,12 @@ def load(config: ServerConfig, metrics: Metrics, around: Around | None) -> Serve
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
     content = weights_hash(config.model_path) if keeps_rows(config) else b""
-    backend = with_cache(around(dispatcher) if around else dispatcher, config, weights, content, LoopFutures())
+    price = config.cached_token_price
+    # All tokens cost what known ones do; inside the cache, those that are not known cost what is left.
+    inside = charge(dispatcher, lambda n_tokens: n_tokens - int(price * n_tokens)) if charge else dispatcher
+    backend = with_cache(inside, config, weights, content, LoopFutures())
+    if charge and price:
+        backend = charge(backend, lambda n_tokens: int(price * n_tokens))
     created = int(os.stat(config.model_path).st_mtime)
     digest = _digest(weights.header, created)
     return ServedModel(config, jobs, info, dispatcher, backend, created, digest, OpenRequests())
@@ -228,7 +233,7 @@ class ModelChanges:
 
     async def _loaded(self, config: ServerConfig) -> ServedModel:
         """Load a model, and return it once its workers are ready."""
-        model = await asyncio.to_thread(load, config, self._state.metrics, self._state.around)
+        model = await asyncio.to_thread(load, config, self._state.metrics, self._state.charge)
         check_memory([model])
         try:
             await self._start_workers(model)

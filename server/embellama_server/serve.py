@@ -32,7 +32,7 @@ from embellama_server.gateway.meters import LimitStore
 from embellama_server.listening import listen
 from embellama_server.models import check_memory, described, load
 from embellama_server.protocol import Protocol
-from embellama_server.state import Around, ServerState
+from embellama_server.state import Charge, ServerState
 from embellama_server.telemetry.logs import set_up_logging
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tls import Certificate
@@ -134,10 +134,10 @@ def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
     # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     metrics = Metrics()
-    around: Around | None = functools.partial(ChargingBackend, keyring=keyring) if keyring else None
-    models = [load(model_config, metrics, around) for model_config in config.pools()]
+    charge: Charge | None = functools.partial(ChargingBackend, keyring=keyring) if keyring else None
+    models = [load(model_config, metrics, charge) for model_config in config.pools()]
     check_memory(models)
-    return ServerState(config, models, metrics, around)
+    return ServerState(config, models, metrics, charge)
 
 
 async def _run(

@@ -26,8 +26,11 @@ from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
 ALLOWED_MODELS = "embellama.allowed_models"
 
 
-#: Makes a back end around a model's dispatcher.
-Around = Callable[["Backend[asyncio.Future[Rows]]"], "Backend[asyncio.Future[Rows]]"]
+#: What so many tokens cost of a caller's.
+Cost = Callable[[int], int]
+
+#: Makes a back end around another one, which charges callers for the tokens that it is given.
+Charge = Callable[["Backend[asyncio.Future[Rows]]", Cost], "Backend[asyncio.Future[Rows]]"]
 
 
 class SubmittedJob:
@@ -129,7 +132,7 @@ class ServerState:
         names: The model of every name and alias, without the default tag.
         leaving: Models that get no more requests, and are closed once those they have are answered.
         metrics: Counts what happens.
-        around: Put around the dispatcher of each model, if anything is.
+        charge: Has callers charged, if they are.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
@@ -138,13 +141,13 @@ class ServerState:
         n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
     """
 
-    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics, around: Around | None = None):
+    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics, charge: Charge | None = None):
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.names: dict[str, ServedModel] = {}
         self.leaving: list[ServedModel] = []
         self.metrics = metrics
-        self.around = around
+        self.charge = charge
         for model in models:
             self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)

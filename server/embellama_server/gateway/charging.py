@@ -12,6 +12,7 @@ from embellama.batch import RowKind, Rows, Tokens
 from embellama.errors import Overloaded
 from embellama_server.gateway.keyring import Keyring
 from embellama_server.gateway.meters import Account
+from embellama_server.state import Cost
 
 RowsFuture = asyncio.Future[Rows]
 
@@ -23,8 +24,8 @@ class ChargingBackend:
     for lack of room after it was paid stays paid when the same request comes again, as a streamed one does.
     """
 
-    def __init__(self, inside: Backend[RowsFuture], keyring: Keyring):
-        self._inside, self._keyring = inside, keyring
+    def __init__(self, inside: Backend[RowsFuture], cost: Cost, keyring: Keyring):
+        self._inside, self._cost, self._keyring = inside, cost, keyring
         self._paid: WeakKeyDictionary[Times, int] = WeakKeyDictionary()
 
     @property
@@ -58,13 +59,14 @@ class ChargingBackend:
         if not account.tokens:
             return submit()
         self._inside.check_room(caller)
+        cost = self._cost(sum(map(len, tokens)))
 
         async def paid() -> Rows:
-            await self._charge(account, sum(map(len, tokens)), times)
+            await self._charge(account, cost, times)
             try:
                 future = submit()
             except Overloaded:
-                self._paid[times] = self._paid.get(times, 0) + sum(map(len, tokens))
+                self._paid[times] = self._paid.get(times, 0) + cost
                 raise
             return await future
 

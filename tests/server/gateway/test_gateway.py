@@ -66,6 +66,18 @@ def told(answer: httpx.Response) -> str:
     return str(error if isinstance(error, str) else error["message"])
 
 
+def test_known_tokens_cost_their_price_and_others_a_whole_one(
+    start_server: StartServer, tiny_path: str, keys: Keys
+) -> None:
+    server = start_server("--model-path", tiny_path, "--keys-file", str(keys.path), "--cached-token-price", "0.5")
+    known, new = "red " * 9, "blue " * 20
+    answers = [ask(server, keys["counted"], input=texts) for texts in (known, known, [known, new], new)]
+    left = [int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in answers]
+    n_known, n_both, n_new = (answers[i].json()["usage"]["prompt_tokens"] for i in (0, 2, 3))
+    spent = [before - after for before, after in zip([10_000, *left], left, strict=False)]
+    assert spent == [n_known, n_known // 2, n_both // 2 + n_new - n_new // 2, n_new // 2]
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_each_dialect_refuses_in_its_shape(guarded: Server, keys: Keys, path: str) -> None:
     answers = [ask(guarded, key, path) for key in ("wrong", keys["elsewhere"], keys["poor"])]
