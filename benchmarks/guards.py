@@ -1,6 +1,6 @@
 """What keys and limits cost: a server that checks and charges everything beside one that asks for no key.
 
-    .venv/bin/python -m benchmarks.guards            # prints a table
+    .venv/bin/python -m benchmarks.guards --save     # and keeps it under benchmarks/results/
     .venv/bin/python -m benchmarks.guards --redis-url redis://127.0.0.1:6379/0
 
 32 clients with one short text each, in turns: the two servers run at once, and one is loaded at a time. The figure is
@@ -8,12 +8,13 @@ the median of the rounds' ratios.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
 
 from benchmarks import load, texts
-from benchmarks.compare import ROOT
+from benchmarks.compare import ROOT, machine, result_base, write
 from embellama.keys import KeyGrant, new_key, toml_entry
 from tests.conftest import running_server
 
@@ -33,10 +34,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="length of one load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--redis-url", default="", help="keep what was spent there")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-guards-CPU.json")
     options = parser.parse_args()
     key, entry = new_key("bench", GRANT)
     requests = [[text] for text in texts.sentences()[:600]]
-    flags = ("--model-path", options.model_path, "--model-name", "minilm", "--workers", "2")
+    flags = ("--model-path", options.model_path, "--model-name", "minilm", "--workers", "2", "--cache-bytes", "0")
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys.toml"
         keys.write_text(toml_entry(entry))
@@ -56,6 +58,11 @@ def main() -> None:
                     ratios.append(rates[1] / rates[0])
                     print(f"plain {rates[0]:8.1f}/s   guarded {rates[1]:8.1f}/s   {ratios[-1]:.3f}")
     print(f"median {statistics.median(ratios):.3f}")
+    if options.save:
+        found = machine(options.model_path)
+        result = {"machine": found, "options": vars(options), "ratios": ratios, "median": statistics.median(ratios)}
+        path = result_base("guards", found["cpu"]).with_suffix(".json")
+        write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
