@@ -25,12 +25,13 @@ class Times:
 
     Attributes:
         started: When its first text was given to a worker, on `time.monotonic`'s clock; 0 before that.
+        looked_up: When a cache had been asked for texts, as far as that was before `started`; 0 without a cache.
         cached_tokens: Tokens of the texts that were not computed for it, because their rows were known or were being
             computed; counted when it has its rows.
     """
 
     def __init__(self) -> None:
-        self.started = 0.0
+        self.started = self.looked_up = 0.0
         self.cached_tokens = 0
 
 

@@ -131,7 +131,7 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
         "worker_timeout_ms": "500",
     }
     value |= {"log_format": "json", "access_log": "true", "limits_without_redis": "closed", "open_metrics": "true"}
-    value |= {"cached_token_price": "0.5"}
+    value |= {"cached_token_price": "0.5", "otlp_endpoint": "http://a:4318", "otlp_sample_ratio": "0.5"}
     value |= {"root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
     both = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other
     variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", **both, variable(flags(ServerConfig)[field]): value.get(field, "5")}

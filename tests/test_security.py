@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.collector import Collector
 from tests.conftest import BIN, StartServer, run
 from tests.watching import peers, traced, watched
 
@@ -67,6 +68,19 @@ def test_the_server_connects_to_nothing(start_server: StartServer, tiny_path: st
         for _ in range(8):
             assert httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": "red"}).status_code == 200
     assert peers(traced(log)) == set()
+
+
+@pytest.mark.model
+@pytest.mark.server
+def test_a_traced_server_connects_to_its_collector_only(
+    start_server: StartServer, tiny_path: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    flags = ("--model-path", tiny_path, "--workers", "1")
+    with Collector() as collector:
+        with start_server(*flags, "--otlp-endpoint", collector.url, under=watched(log)) as server:
+            assert httpx.post(f"{server.url}/v1/embeddings", json={"model": "tiny", "input": "red"}).status_code == 200
+        assert peers(traced(log)) == {collector.address}
 
 
 @pytest.mark.model

@@ -136,6 +136,7 @@ class CachedBackend(Generic[RowsFuture]):
                 self._put(asked, zip(keys, found, strict=True))
                 left = self._flights.join(asked, list(asked.missing))
                 flight = self._flights.open(asked, left) if left and not self._slow else None
+        _note_looked_up(times)
         if whole:
             return self._known(tokens, starts[-1], found, times, report)  # type: ignore[arg-type]
         if flight:
@@ -196,6 +197,7 @@ class CachedBackend(Generic[RowsFuture]):
 
     def _looked_up(self, asked: Asked[RowsFuture], keys: Sequence[bytes], lookup: Lookup, since: float) -> None:
         """Go on with a request once the slow layers were asked, or have taken too long."""
+        _note_looked_up(asked.times)
         found = lookup.found.copy()
         with self._lock:
             for key, entry in found.items():
@@ -306,6 +308,11 @@ class CachedBackend(Generic[RowsFuture]):
             asked.settle()
             if asked.outcome is not None:
                 self._open.discard(asked)
+
+
+def _note_looked_up(times: Times | None) -> None:
+    if times and not times.started:
+        times.looked_up = time.monotonic()
 
 
 def with_cache(

@@ -27,7 +27,7 @@ from embellama.batch import RowKind, Rows
 from embellama.errors import EmbellamaError, Overloaded, Unavailable
 from embellama.jobs import Job
 from embellama_server.dialects import DIALECTS
-from embellama_server.dialects.base import Dialect, ParsedRequest
+from embellama_server.dialects.base import EMBEDDINGS, Dialect, ParsedRequest
 from embellama_server.edges import KnownPaths, behind_proxies, for_origins
 from embellama_server.exchange import Exchange
 from embellama_server.gateway.check import KeyCheck
@@ -129,7 +129,8 @@ class EmbeddingRoute:
         self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with HeldBytes(self._state) as held, Exchange(self._state.metrics, self._path, scope, send) as exchange:
+        exchange = Exchange(self._state, self._dialect.operation, self._path, scope, send)
+        with HeldBytes(self._state) as held, exchange:
             if reply := await self._reply(scope, receive, held, exchange):
                 # Cancelled when uvicorn's patience at shutdown is over: the client does not read.
                 with contextlib.suppress(asyncio.CancelledError):
@@ -146,6 +147,7 @@ class EmbeddingRoute:
             request = self._dialect.parse(body, exchange.accept)
             del body  # the texts are in the request now
             request.model = scope.get("path_params", {}).get("model", request.model)
+            exchange.asked_model, exchange.formats = request.model or "", request.formats
             watch = cancel_when_gone(scope, receive)
             model = self._state.model(request.model, exchange.allowed_models)
             with model.requests:
@@ -161,13 +163,13 @@ class EmbeddingRoute:
             if exchange.sending and request:
                 await self._end_stream(stopped, request, exchange)
                 return None
-            return self._refuse(stopped)
+            return self._refuse(stopped, exchange)
         except Exception as error:
             if not isinstance(error, EmbellamaError):
                 logger.exception("unexpected error")
             if watch and self._state.stopping and isinstance(error, Unavailable):
                 self._state.n_unanswered += 1
-            return self._refuse(error, request)
+            return self._refuse(error, exchange, request)
         finally:
             if watch:
                 watch.cancel()
@@ -176,6 +178,8 @@ class EmbeddingRoute:
         self, model: ServedModel, request: ParsedRequest, deadline: float, held: HeldBytes, exchange: Exchange
     ) -> Reply | None:
         exchange.model, exchange.n_characters = model.info.name, request.n_characters
+        if self._dialect.operation == EMBEDDINGS:
+            exchange.dimensions = request.options.dimensions or model.info.dim
         job = await self._job(model, request, exchange.n_characters, deadline)
         request.inputs = ()  # while they wait for a worker, the texts' tokens are enough
         exchange.tokenized(job)
@@ -184,8 +188,10 @@ class EmbeddingRoute:
         if request.streams:
             await self._stream(model, request, job, deadline, exchange)
             return None
-        rows = await model.submit(job, deadline, exchange.times, exchange.caller).rows() if job.tokens else NO_ROWS
-        exchange.computed()
+        rows = NO_ROWS
+        if job.tokens:
+            rows = await model.submit(job, deadline, exchange.times, exchange.caller).rows()
+            exchange.computed()
         result = job.finish(rows)
         exchange.n_truncated = int(np.count_nonzero(getattr(result, "n_cut", ())))
         reply = self._dialect.reply(request, result, exchange.context(model))
@@ -258,14 +264,15 @@ class EmbeddingRoute:
     async def _end_stream(self, error: Exception, request: ParsedRequest, exchange: Exchange) -> None:
         """Tell of an error in a last line, where the head of a streamed reply has been sent."""
         problem = as_sent(problem_of(error)[0], request.sent_as)
-        exchange.failed(problem.status)
+        exchange.failed(problem)
         line = dumps(self._dialect.refuse(problem)) + b"\n"
         await exchange.send_part(self._dialect.stream_type, line, last=True)
 
-    def _refuse(self, error: Exception, request: ParsedRequest | None = None) -> Reply:
+    def _refuse(self, error: Exception, exchange: Exchange, request: ParsedRequest | None = None) -> Reply:
         problem, headers = problem_of(error)
         if request:
             problem = as_sent(problem, request.sent_as)
+        exchange.failed(problem)
         return Reply(iter([dumps(self._dialect.refuse(problem))]), headers=headers, status=problem.status)
 
 

@@ -21,6 +21,9 @@ MODEL_FIELDS = (*EngineConfig.__struct_fields__, *POOL_FIELDS)
 # As browsers write a page's origin: no path, not even a slash.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
+# How a collector's URL begins.
+ENDPOINT = re.compile(r"https?://[^/\s]")
+
 # Written as it is in links, so that nothing in it needs to be encoded.
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
@@ -117,6 +120,17 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
     ] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="How a line of the log is written.")] = "text"
     access_log: Annotated[bool, Meta(description="Log every request.")] = False
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="Collector that gets traces by OTLP over HTTP, such as http://localhost:4318 (extra otel); "
+            "none by default."
+        ),
+    ] = ""
+    otlp_sample_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of requests that are traced, where no client says by its traceparent."),
+    ] = 1.0
 
     keys_file: Annotated[
         str,
@@ -211,6 +225,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
                 raise ConfigError(f"trusted_proxies has {proxy!r}: {error}") from None
         if not ROOT_PATH.fullmatch(self.root_path):
             raise ConfigError(f"root_path is {self.root_path!r}: it must be written as /embeddings, or /a/b")
+        if self.otlp_endpoint and not ENDPOINT.match(self.otlp_endpoint):  # not shown: it may have a password
+            raise ConfigError("otlp_endpoint must begin as http://localhost:4318 does, or with https://")
         if bool(self.tls_cert) != bool(self.tls_key):
             given, other = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
             raise ConfigError(f"{given} is {getattr(self, given)!r}, but there is no {other}; give both or none")

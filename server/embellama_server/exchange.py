@@ -1,7 +1,9 @@
 """A request of a dialect and its reply: timed, counted, sent.
 
-came ── read, parse, tokenize ──► tokenized ── waiting room ──► started ── workers ──► computed ── write ──► gone
-        └──── tokenization ────┘           └──── queue ────┘           └─ inference ─┘         └─ encoding ─┘
+came ── read, parse, tokenize ──► tokenized ── cache, waiting room ──► started ── workers ──► computed ── write ──► gone
+        └──── tokenization ────┘           └────── queue ───────┘           └─ inference ─┘         └─ encoding ─┘
+
+While it is under way, it is a few numbers; once it is over, a `RequestRecord` for all who tell of it.
 """
 
 import itertools
@@ -16,10 +18,11 @@ from starlette.types import Scope, Send
 
 from embellama.backend import ANYONE, Caller, Times
 from embellama.jobs import Job
+from embellama_server.problems import Problem
 from embellama_server.reply import Reply, ReplyContext
-from embellama_server.state import ALLOWED_MODELS, ServedModel
-from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS
-from embellama_server.telemetry.metrics import Metrics
+from embellama_server.state import ALLOWED_MODELS, ServedModel, ServerState
+from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS, access_fields
+from embellama_server.telemetry.record import RequestRecord, Timeline
 
 # An id that a client gives its request comes back to it; other requests get a new one.
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -39,7 +42,10 @@ class Exchange:
 
     Attributes:
         accept: The content types that the client accepts, in lower case; those of several headers as one list.
+        asked_model: The model's name as the client wrote it, once it was read.
         model: Name of the model that was asked for; empty until it is known.
+        dimensions: Length of the vectors that were asked for; 0 if none were, or until it is known.
+        formats: How the client asked for vectors to be written, once it was read.
         n_characters: Characters of all texts.
         n_truncated: Texts of which tokens were left out.
         n_texts: Texts, once they are tokens.
@@ -50,12 +56,15 @@ class Exchange:
         sending: Whether the reply has begun.
     """
 
-    def __init__(self, metrics: Metrics, path: str, scope: Scope, send: Send):
-        self._metrics, self._path, self._scope, self._send = metrics, path, scope, send
+    def __init__(self, state: ServerState, operation: str, path: str, scope: Scope, send: Send):
+        self._metrics, self._operation, self._path = state.metrics, operation, path
+        self._scope, self._send = scope, send
+        self._trace = state.tracer.begin(scope) if state.tracer else None
         self._access_fields: dict[str, Any] | None = scope.get(ACCESS_FIELDS)
         self._came_at = time.monotonic()
         self._tokenized_at = self._computed_at = 0.0
         self._status = 0  # no reply yet
+        self._error = ""
         self._id = b""
         self.accept = ""
         for name, value in scope["headers"]:
@@ -64,7 +73,9 @@ class Exchange:
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._id = value
         self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
-        self.model = ""
+        self.asked_model = self.model = ""
+        self.dimensions = 0
+        self.formats: tuple[str, ...] = ()
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
         self.times = Times()
         self.caller: Caller = scope.get(CALLER, ANYONE)
@@ -75,14 +86,16 @@ class Exchange:
         """Note that the texts are tokens now."""
         self._tokenized_at = time.monotonic()
         self.n_texts, self.n_tokens = len(job.tokens), sum(map(len, job.tokens))
+        if not job.tokens:  # there is nothing to compute
+            self._computed_at = self._tokenized_at
 
     def computed(self) -> None:
         """Note that the rows are here."""
         self._computed_at = time.monotonic()
 
-    def failed(self, status: int) -> None:
-        """Count the request by this status, though a reply has begun with another."""
-        self._status = status
+    def failed(self, problem: Problem) -> None:
+        """Count the request as one that had this problem, though a reply has begun with another status."""
+        self._status, self._error = problem.status, problem.code or problem.type
 
     def context(self, model: ServedModel) -> ReplyContext:
         """Return what a dialect may tell in its reply."""
@@ -107,8 +120,10 @@ class Exchange:
     async def _begin(self, head: list[tuple[bytes, bytes]]) -> None:
         self.sending = True
         head.append((b"x-request-id", self._id))
+        if self._trace:
+            head.append((b"traceresponse", self._trace.response))
         if self._status == 200:
-            tokenization, queue, inference, _, total = self._seconds()
+            tokenization, queue, inference, _, total = self._timeline().seconds
             for name, seconds in zip(HEADERS, (tokenization, queue, inference, total), strict=True):
                 head.append((name, b"%.1f" % (1000 * seconds)))
             head.append((b"x-compute-characters", b"%d" % self.n_characters))
@@ -117,36 +132,41 @@ class Exchange:
                 head.append((b"x-embellama-cached-tokens", b"%d" % self.times.cached_tokens))
         await self._send({"type": "http.response.start", "status": self._status, "headers": head})
 
-    def _seconds(self) -> tuple[float, float, float, float, float]:
-        """Return how long each of `metrics.PHASES` took until now."""
+    def _timeline(self) -> Timeline:
+        """Return when it came to each point of its way, the last of which is now."""
         now = time.monotonic()
-        tokenized_at = self._tokenized_at or now
-        computed_at = self._computed_at or now
-        started_at = min(self.times.started or tokenized_at, computed_at)
-        return (
-            tokenized_at - self._came_at,
-            started_at - tokenized_at,
-            computed_at - started_at,
-            now - computed_at,
-            now - self._came_at,
+        tokenized = self._tokenized_at or now
+        computed = self._computed_at or now
+        looked_up = self.times.looked_up or tokenized
+        # If its rows are there and no worker got a text of it, it waited for none.
+        started = min(self.times.started or (looked_up if self._computed_at else computed), computed)
+        return Timeline(self._came_at, tokenized, min(looked_up, started), started, computed, now)
+
+    def _record(self) -> RequestRecord:
+        return RequestRecord(
+            request_id=self._id.decode(),
+            operation=self._operation,
+            path=self._path,
+            status=self._status or self._scope.get(REFUSED_STATUS, 0),
+            error=self._error,
+            asked_model=self.asked_model,
+            model=self.model,
+            dimensions=self.dimensions,
+            formats=self.formats,
+            n_texts=self.n_texts,
+            n_tokens=self.n_tokens,
+            n_truncated=self.n_truncated,
+            n_cached_tokens=self.times.cached_tokens,
+            times=self._timeline(),
         )
 
     def __enter__(self) -> "Exchange":
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        seconds = self._seconds()
-        self._status = self._status or self._scope.get(REFUSED_STATUS, 0)
-        self._metrics.request(self._path, self._status, self.model)
-        if self._status == 200:
-            self._metrics.answered(self.model, self.n_texts, self.n_tokens, self.n_truncated, seconds)
+        record = self._record()
+        self._metrics.request(record)
+        if self._trace:
+            self._trace.end(record)
         if self._access_fields is not None:
-            self._access_fields |= {
-                "request_id": self._id.decode(),
-                "path": self._path,
-                "status": self._status,
-                "model": self.model,
-                "texts": self.n_texts,
-                "tokens": self.n_tokens,
-                "ms": round(1000 * seconds[-1], 1),
-            }
+            self._access_fields |= access_fields(record, self._trace.trace_id if self._trace else "")

@@ -17,12 +17,14 @@ import resource
 import signal
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 import uvicorn
 import uvloop
 
 from embellama.cli.flags import left_out_variables
+from embellama.errors import ConfigError
 from embellama_server import hangups
 from embellama_server.app import build_app
 from embellama_server.config import ServerConfig
@@ -36,6 +38,9 @@ from embellama_server.state import Charge, ServerState
 from embellama_server.telemetry.logs import set_up_logging
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tls import Certificate
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from embellama_server.telemetry.traces import Tracer
 
 logger = logging.getLogger("embellama.server")
 
@@ -55,10 +60,14 @@ def serve(config: ServerConfig) -> None:
     for name in left_out_variables(ServerConfig):
         logger.warning("%s=%s is left out: it is the address of a Kubernetes Service", name, os.environ[name])
     _raise_descriptor_limit()
+    # Workers import nothing that lies in the current folder, as this process does not.
+    os.environ["PYTHONSAFEPATH"] = "1"
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
     keyring = _keyring(config)
     state = build(config, keyring)
     with contextlib.ExitStack() as stack:
+        if state.tracer:
+            stack.callback(state.tracer.close)
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
         http = _HttpServer(
             state,
@@ -126,18 +135,29 @@ def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
     With a keyring, tokens are charged to its keys.
 
     Raises:
-        ConfigError: A model's settings are wrong, or there is too little memory.
+        ConfigError: A model's settings are wrong, there is too little memory, or a package for a setting is missing.
         ModelLoadError: A file cannot be loaded.
     """
-    # Workers import nothing that lies in the current folder, as this process does not.
-    os.environ["PYTHONSAFEPATH"] = "1"
     # Texts are tokenized by one thread; more would take turns with the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     metrics = Metrics()
     charge: Charge | None = functools.partial(ChargingBackend, keyring=keyring) if keyring else None
     models = [load(model_config, metrics, charge) for model_config in config.pools()]
     check_memory(models)
-    return ServerState(config, models, metrics, charge)
+    return ServerState(config, models, metrics, charge, _tracer(config))
+
+
+def _tracer(config: ServerConfig) -> "Tracer | None":
+    """Return what makes and sends spans of requests, if there is a collector for them."""
+    if not config.otlp_endpoint:
+        return None
+    try:
+        from embellama_server.telemetry.traces import Tracer
+    except ImportError as error:
+        raise ConfigError(
+            f"otlp_endpoint is set, but the package {error.name} is not installed: pip install 'embellama[otel]'"
+        ) from None
+    return Tracer(config.otlp_endpoint, config.otlp_sample_ratio)
 
 
 async def _run(

@@ -8,7 +8,7 @@ Used on the event loop only.
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embellama.backend import Backend, Caller, Times
 from embellama.batch import Rows
@@ -21,6 +21,9 @@ from embellama_server.problems import NotAllowed
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from embellama_server.telemetry.traces import Tracer
 
 # Where a step before the app leaves the names of the only models that a request may use, in its scope.
 ALLOWED_MODELS = "embellama.allowed_models"
@@ -133,6 +136,7 @@ class ServerState:
         leaving: Models that get no more requests, and are closed once those they have are answered.
         metrics: Counts what happens.
         charge: Has callers charged, if they are.
+        tracer: Makes spans of requests, if they are to be traced.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
@@ -141,13 +145,19 @@ class ServerState:
         n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
     """
 
-    def __init__(self, config: ServerConfig, models: list[ServedModel], metrics: Metrics, charge: Charge | None = None):
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: list[ServedModel],
+        metrics: Metrics,
+        charge: Charge | None = None,
+        tracer: "Tracer | None" = None,
+    ):
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.names: dict[str, ServedModel] = {}
         self.leaving: list[ServedModel] = []
-        self.metrics = metrics
-        self.charge = charge
+        self.metrics, self.charge, self.tracer = metrics, charge, tracer
         for model in models:
             self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)

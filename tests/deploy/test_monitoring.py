@@ -1,5 +1,6 @@
 """Prometheus and Grafana: rules are right, alerts fire when they should, each query finds data in a loaded server."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tests.programs import free_port, listens, program, running
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 ALERTS: list[dict[str, Any]] = msgspec.yaml.decode((PROMETHEUS / "alerts.yml").read_bytes())["groups"][0]["rules"]
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "embellama.json").read_text())
+numbers = itertools.count(2)
+
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
@@ -47,8 +50,14 @@ def prometheus(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def ask(server: Server) -> None:
-    """Ask for what is answered 200, 404, 500 and 503."""
-    for status, model, text in ((200, "tiny", "red"), (404, "none", "red"), (500, "tiny", "poison")):
+    """Ask for what is answered 200, from the cache and by a worker, 404, 500 and 503."""
+    new = "red " * next(numbers)
+    for status, model, text in (
+        (200, "tiny", "red"),
+        (200, "tiny", new),
+        (404, "none", "red"),
+        (500, "tiny", "poison"),
+    ):
         assert httpx.post(f"{server.url}/v1/embeddings", json={"model": model, "input": text}).status_code == status
     with filled(server):
         pass

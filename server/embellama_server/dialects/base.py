@@ -16,6 +16,9 @@ from embellama.results import Embeddings
 from embellama_server.problems import Problem
 from embellama_server.reply import Reply, ReplyContext
 
+# The operation of dialects that answer with vectors of texts.
+EMBEDDINGS = "embeddings"
+
 
 class ParsedRequest(msgspec.Struct, kw_only=True):
     """What a request asks for. Dialects add what their `job` and `reply` need.
@@ -45,6 +48,11 @@ class ParsedRequest(msgspec.Struct, kw_only=True):
         """Characters of all texts, or token ids: what tokenizing them costs. 0 once they were let go."""
         return sum(map(len, self.inputs))
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """How the client asked for vectors to be written, in its words; empty where it cannot say."""
+        return ()
+
 
 RequestT = TypeVar("RequestT", bound=ParsedRequest)
 ResultT = TypeVar("ResultT")
@@ -59,6 +67,7 @@ class Dialect(ABC, Generic[RequestT, ResultT]):
         answers: Content types of a good reply, and the type of its body; None for one that is no JSON.
         error_body: Type of an error's body.
         about: What it gives, in a line.
+        operation: What it does, in a word, as traces name it.
         example: A body, but for its `model`.
         stream_type: Content type of a reply that is streamed.
     """
@@ -68,6 +77,7 @@ class Dialect(ABC, Generic[RequestT, ResultT]):
     answers: ClassVar[Mapping[str, Any]]
     error_body: ClassVar[Any]
     about: ClassVar[str]
+    operation: ClassVar[str] = EMBEDDINGS
     example: ClassVar[Mapping[str, Any]]
     stream_type: ClassVar[str] = ""
 

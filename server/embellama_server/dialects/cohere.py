@@ -112,6 +112,10 @@ class CohereEmbedRequest(ParsedRequest, kw_only=True):
     texts: list[str]
     encoding: Encoding
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return self.encoding.formats
+
 
 class CohereEmbed(Dialect[CohereEmbedRequest, Embeddings]):
     """Vectors of texts."""
@@ -197,6 +201,7 @@ class CohereRerank(Dialect[CohereRerankRequest, Ranking]):
     body_type = CohereRerankBody
     error_body = CohereErrorBody
     answers = {JSON: CohereRerankAnswer}
+    operation = "rerank"
     about = "Documents by relevance, as Cohere defines it."
     example = {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "top_n": 1}
     _body = BodyParser(CohereRerankBody)

@@ -159,6 +159,7 @@ class OllamaShow(Dialect[ParsedRequest, None]):
     body_type = OllamaShowBody
     error_body = OllamaErrorBody
     answers = {JSON: OllamaShowAnswer}
+    operation = "show"
     about = "What is known of a model, as Ollama tells it."
     example: ClassVar[Mapping[str, Any]] = {}
     _body = BodyParser(OllamaShowBody)

@@ -123,6 +123,10 @@ class OpenAIEmbeddingsRequest(ParsedRequest, kw_only=True):
     return_truncated: bool | None
     binary: bool
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return self.encoding.formats
+
 
 class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
     """Vectors of texts."""

@@ -109,6 +109,7 @@ class JinaRerank(Dialect[JinaRerankRequest, Ranking]):
     body_type = JinaRerankBody
     error_body = DetailedErrorBody
     answers = {JSON: JinaRerankAnswer}
+    operation = "rerank"
     about = "Documents by how well they answer a query, as Jina and Voyage define it."
     example = {"query": "Who sleeps?", "documents": ["A dog runs.", "A cat sleeps."], "return_documents": True}
     _body = BodyParser(JinaRerankBody)

@@ -225,6 +225,7 @@ class TEIRerank(Dialect[TEIRerankRequest | JinaRerankRequest, Ranking]):
     body_type = TEIRerankBody
     error_body = TEIErrorBody
     answers = {JSON: list[TEIRankedText] | JinaRerankAnswer}
+    operation = "rerank"
     about = "Texts by relevance, as text-embeddings-inference defines it."
     example = {"query": "Who sleeps?", "texts": ["A dog runs.", "A cat sleeps."], "return_text": True}
     _body = BodyParser(TEIRerankBody, truncation_direction=_DIRECTIONS)

@@ -96,6 +96,7 @@ class Tokenize(TokensDialect):
     body_type = TokenizeBody
     error_body = TEIErrorBody
     answers = {JSON: list[list[TokenDescription]]}
+    operation = "tokenize"
     about = "The tokens of texts."
     example = {"inputs": "A cat sleeps."}
     _body = BodyParser(TokenizeBody)
@@ -135,6 +136,7 @@ class Decode(TokensDialect):
     body_type = DecodeBody
     error_body = TEIErrorBody
     answers = {JSON: list[str]}
+    operation = "detokenize"
     about = "Texts of token ids."
     example = {"ids": [[5, 6]]}
     _body = BodyParser(DecodeBody)
@@ -167,6 +169,7 @@ class Detokenize(TokensDialect):
     body_type = DetokenizeBody
     error_body = OpenAIErrorBody
     answers = {JSON: DetokenizeAnswer}
+    operation = "detokenize"
     about = "The text of token ids."
     example = {"tokens": [5, 6]}
     _body = BodyParser(DetokenizeBody)

@@ -54,6 +54,13 @@ class Encoding(NamedTuple):
             dtypes[name] = dtype  # type: ignore[assignment]
         return cls(dtypes, as_base64, several)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The dtypes, as the client named them; base64 in the place of floats that are written so, else beside them."""
+        if not self.as_base64:
+            return tuple(self.dtypes)
+        return (*(name for name in self.dtypes if name not in ("float", "base64")), "base64")
+
     def rows(self, vectors: NDArray[Any], limit: float) -> list[Any]:
         """Write some rows, as orjson takes them; `limit` is int8's (`embellama.outputs.quantize`)."""
         if not self.several:

@@ -30,7 +30,7 @@ OPEN_PATHS = ("/livez", "/readyz")
 # Paths, and all below them, that tell of the server or change it.
 ADMIN_PATHS = ("/metrics", "/docs", "/openapi.json", "/admin")
 
-_REFUSE = {path: dialect.refuse for dialect in DIALECTS for path in dialect.paths}
+_DIALECTS = {path: dialect for dialect in DIALECTS for path in dialect.paths}
 
 
 class KeyCheck:
@@ -93,10 +93,10 @@ class KeyCheck:
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer in the shape of the path's dialect, and count it."""
         path = scope["path"]
-        if scope["method"] != "POST" or path not in _REFUSE:
+        if scope["method"] != "POST" or path not in _DIALECTS:
             await pages.error_response(Request(scope), error)(scope, receive, send)
             return
         problem, headers = problem_of(error)
-        with Exchange(self._state.metrics, path, scope, send) as exchange:
-            body = dumps(_REFUSE[path](problem))
+        with Exchange(self._state, _DIALECTS[path].operation, path, scope, send) as exchange:
+            body = dumps(_DIALECTS[path].refuse(problem))
             await exchange.send(Reply(iter([body]), headers=headers, status=problem.status), [body])

@@ -1,7 +1,7 @@
 """The access log: a line for every request, with `--access-log`.
 
 AccessLog, a step of the app ── client, path, status, time ──┬──► a line of the log
-Exchange, for a dialect's request ── id, model, texts, tokens ┤
+access_fields, of a dialect's RequestRecord ── id, model, texts ┤
 KeyCheck, with keys ── the key's name ─────────────────────────┘
 log_refused, for a head that the app never sees ─────────────────► a line of the log
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embellama_server.telemetry.record import RequestRecord
+
 logger = logging.getLogger("embellama.access")
 
 # Where in a request's scope `Exchange` finds the fields that it is to fill in, if the access log is on.
@@ -21,7 +23,7 @@ ACCESS_FIELDS = "embellama.access_fields"
 REFUSED_STATUS = "embellama.refused_status"
 
 # The order of a line's fields.
-FIELDS = ("request_id", "client", "key", "path", "status", "model", "texts", "tokens", "ms")
+FIELDS = ("request_id", "trace_id", "client", "key", "path", "status", "model", "texts", "tokens", "ms")
 
 # A longer path is cut: it may have as many bytes as a request's head.
 MAX_PATH = 200
@@ -55,6 +57,20 @@ class AccessLog:
             path = scope.get("raw_path") or scope["path"].encode()
             status = status or scope.get(REFUSED_STATUS, 0)
             _log(_seen(scope.get("client"), path, status, time.monotonic() - start) | known)
+
+
+def access_fields(record: RequestRecord, trace_id: str) -> dict[str, Any]:
+    """Return the fields of a dialect's request; without the trace's id if there is none."""
+    fields = {
+        "request_id": record.request_id,
+        "path": record.path,
+        "status": record.status,
+        "model": record.model,
+        "texts": record.n_texts,
+        "tokens": record.n_tokens,
+        "ms": round(1000 * (record.times.ended - record.times.came), 1),
+    }
+    return fields | {"trace_id": trace_id} if trace_id else fields
 
 
 def log_refused(client: tuple[str, int] | None, path: bytes, status: int, seconds: float) -> None:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from embellama.backend import Backend
+from embellama_server.telemetry.record import PHASES, RequestRecord
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -28,8 +29,6 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKENS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
-
-PHASES = ("tokenization", "queue", "inference", "encoding", "total")
 
 
 class Metrics(Collector):
@@ -54,17 +53,16 @@ class Metrics(Collector):
         self._batches: dict[str, _Batches] = collections.defaultdict(_Batches)
         registry.register(self)
 
-    def request(self, path: str, status: int, model: str) -> None:
-        """Count a request."""
-        self._requests[path, str(status), model] += 1
-
-    def answered(self, model: str, n_texts: int, n_tokens: int, n_truncated: int, seconds: Iterable[float]) -> None:
-        """Count a request that was answered with success, and how long each of `PHASES` took."""
-        answered = self._answered[model]
-        answered.n_texts += n_texts
-        answered.n_tokens += n_tokens
-        answered.n_truncated += n_truncated
-        for histogram, value in zip(answered.seconds, seconds, strict=True):
+    def request(self, record: RequestRecord) -> None:
+        """Count a request, and, if it was answered with success, its texts and how long each of `PHASES` took."""
+        self._requests[record.path, str(record.status), record.model] += 1
+        if record.status != 200:
+            return
+        answered = self._answered[record.model]
+        answered.n_texts += record.n_texts
+        answered.n_tokens += record.n_tokens
+        answered.n_truncated += record.n_truncated
+        for histogram, value in zip(answered.seconds, record.times.seconds, strict=True):
             histogram.observe(value)
 
     def batch(self, model: str, n_texts: int, n_tokens: int) -> None:

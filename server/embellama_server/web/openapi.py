@@ -80,6 +80,7 @@ _COMPUTED = {
         "description": "Tokens of texts whose rows were known; not in a streamed answer.",
         "schema": _WHOLE_NUMBER,
     },
+    "traceresponse": {"description": "The span that answered, if requests are traced.", "schema": _STRING},
     "x-embedding-shape": {"description": "Of an answer in bytes: rows, columns.", "schema": _STRING},
     "x-embedding-dtype": {"description": "Of an answer in bytes: NumPy's name.", "schema": _STRING},
 }

@@ -69,9 +69,10 @@ def told(answer: httpx.Response) -> str:
 def test_known_tokens_cost_their_price_and_others_a_whole_one(
     start_server: StartServer, tiny_path: str, keys: Keys
 ) -> None:
-    server = start_server("--model-path", tiny_path, "--keys-file", str(keys.path), "--cached-token-price", "0.5")
+    flags = ("--model-path", tiny_path, "--keys-file", str(keys.path), "--cached-token-price", "0.5")
     known, new = "red " * 9, "blue " * 20
-    answers = [ask(server, keys["counted"], input=texts) for texts in (known, known, [known, new], new)]
+    with start_server(*flags) as server:
+        answers = [ask(server, keys["counted"], input=texts) for texts in (known, known, [known, new], new)]
     left = [int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in answers]
     n_known, n_both, n_new = (answers[i].json()["usage"]["prompt_tokens"] for i in (0, 2, 3))
     spent = [before - after for before, after in zip([10_000, *left], left, strict=False)]
@@ -159,7 +160,7 @@ def test_a_key_goes_into_any_of_three_headers(guarded: Server, keys: Keys, heade
         ("/metrics", (401, 403, 200)),
         ("/docs", (401, 403, 200)),
         ("/openapi.json", (401, 403, 200)),
-        ("/admin/models/x", (401, 403, 404)),
+        ("/admin/models/x", (401, 403, 405)),
         ("/nothing", (401, 404, 404)),
     ],
 )
@@ -213,7 +214,7 @@ def test_the_file_is_read_again_and_a_wrong_one_changes_nothing(
     tiny_path: str, tmp_path: Path, start_server: StartServer
 ) -> None:
     keys = Keys(tmp_path, first={"tokens_per_day": 5})
-    flags = ("--model-path", tiny_path, "--workers", "1", "--keys-file", str(keys.path))
+    flags = ("--model-path", tiny_path, "--workers", "1", "--keys-file", str(keys.path), "--cached-token-price", "1")
     with start_server(*flags) as server:
         assert [ask(server, keys["first"]).status_code for _ in range(2)] == [200, 429]  # three tokens each
         keys.add("second")
@@ -241,6 +242,8 @@ def test_two_servers_share_a_limit_until_redis_is_gone(
         str(keys.path),
         "--redis-url",
         redis_server.url,
+        "--cached-token-price",
+        "1",
     )
     with (
         running_server(tmp_path / "open.log", *flags) as first,
