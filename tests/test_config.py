@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from embellama_server.config import ServerConfig
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embellama import ConfigError, EngineConfig
@@ -77,6 +77,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_limit(settings: dict[str, A
     assert str(caught.value).startswith(message)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # there are many fields
 @given(values=st.fixed_dictionaries({}, optional={name: st.integers(-5, 600) | st.text() for name in FIELDS}))
 def test_any_values_give_a_config_or_a_config_error(values: dict[str, Any]) -> None:
     try:
