@@ -30,6 +30,7 @@ SECTIONS = {
     "Keys": ("keys_file", "cached_token_price", "limits_without_redis", "open_metrics"),
     "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),
     "Log": ("log_level", "log_format", "access_log"),
+    "Traces": ("otlp_endpoint", "otlp_sample_ratio"),
 }
 
 

@@ -326,7 +326,7 @@ def test_workers_share_the_weights_in_memory(server: Server, model_path: str) ->
 def test_help_lists_every_setting_once_in_its_section() -> None:
     shown = run(BIN / "embellama-server", "--help").stdout
     titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
-    assert titles == ["Model", "Cache", "Address", "Limits", "Keys", "Workers", "Log", "Options"]
+    assert titles == ["Model", "Cache", "Address", "Limits", "Keys", "Workers", "Log", "Traces", "Options"]
     for flag in flags(ServerConfig).values():
         assert len(re.findall(rf"^  --{flag}(?![\w-])", shown, re.MULTILINE)) == 1, flag
     assert "--config" in shown.partition("Address:")[0]
