@@ -98,5 +98,6 @@ class KeyCheck:
             return
         problem, headers = problem_of(error)
         with Exchange(self._state, _DIALECTS[path].operation, path, scope, send) as exchange:
+            exchange.failed(problem)
             body = dumps(_DIALECTS[path].refuse(problem))
             await exchange.send(Reply(iter([body]), headers=headers, status=problem.status), [body])

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from tests.collector import Collector, attributes_of
 from tests.conftest import BIN, Server, StartServer, run, running_server, wait_until
+from tests.server.gateway.conftest import Keys
 
 pytestmark = pytest.mark.server
 
@@ -181,6 +183,22 @@ def test_errors_say_which(traced: Server, collector: Collector, body: Any, statu
     told = attributes_of(root)
     assert (told["http.response.status_code"], told["error.type"]) == (status, error)
     assert root.status.code == (root.status.STATUS_CODE_ERROR if status >= 500 else root.status.STATUS_CODE_UNSET)
+
+
+def test_a_refused_key_is_an_error_of_the_request(
+    collector: Collector, start_server: StartServer, tiny_path: str, tmp_path: Path
+) -> None:
+    keys = ("--keys-file", str(Keys(tmp_path, known={}).path), "--open-metrics")
+    flags = ("--model-path", tiny_path, "--workers", "1", "--otlp-endpoint", collector.url, *keys)
+    with start_server(*flags) as server:
+        answer, trace_id = post(
+            server, "/v1/embeddings", {"model": "tiny", "input": "red"}, authorization="Bearer wrong"
+        )
+    assert answer.status_code == 401
+    root, phases = collector.trace(trace_id)
+    told = attributes_of(root)
+    assert (root.name, told["http.response.status_code"], told["error.type"]) == ("embeddings", 401, "invalid_api_key")
+    assert phases.keys() == {"tokenize"}
 
 
 def test_the_access_log_names_the_trace(traced: Server) -> None:
