@@ -5,6 +5,7 @@ beginning.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -17,7 +18,7 @@ from embellama.errors import InputError
 BATCH_ROWS = 1024
 
 
-class _Table:
+class _Table(ABC):
     """Reads a table.
 
     Attributes:
@@ -50,14 +51,14 @@ class _Table:
                     at += 1
                     yield record, at
 
-    def _n_rows(self) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _n_rows(self) -> int | None: ...
 
-    def _names(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _names(self) -> list[str]: ...
 
-    def _batches(self, at: int, columns: Sequence[str] | None) -> Iterator[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _batches(self, at: int, columns: Sequence[str] | None) -> Iterator[Any]: ...
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:

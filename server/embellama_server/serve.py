@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import click
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from embellama.cli.flags import left_out_variables
 from embellama.errors import ConfigError
@@ -69,23 +70,7 @@ def serve(config: ServerConfig) -> None:
         if state.tracer:
             stack.callback(state.tracer.close)
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
-        http = _HttpServer(
-            state,
-            uvicorn.Config(
-                build_app(state, keyring),
-                http=Protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                root_path=config.root_path,
-                ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
-                timeout_keep_alive=config.keep_alive_s,
-                timeout_graceful_shutdown=config.drain_timeout_ms / 1000,  # type: ignore[arg-type]
-            ),
-        )
+        http = _HttpServer(state, _uvicorn_config(config, build_app(state, keyring), certificate))
         # uvicorn raises the signal that stopped it once more when it is done, to this: the exit status stays 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, http.handle_exit)
@@ -102,6 +87,23 @@ def serve(config: ServerConfig) -> None:
         gc.set_threshold(100_000, 50, 100)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(http, listeners, certificate, keyring))
+
+
+def _uvicorn_config(config: ServerConfig, app: ASGIApp, certificate: Certificate | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        root_path=config.root_path,
+        ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
+        timeout_keep_alive=config.keep_alive_s,
+        timeout_graceful_shutdown=config.drain_timeout_ms / 1000,  # type: ignore[arg-type]
+    )
 
 
 class _HttpServer(uvicorn.Server):
