@@ -77,12 +77,13 @@ static int64_t depth(int64_t n) { return n; }
 /// As `multiply`, with all sums in registers.
 template <int ROWS, int PANELS>
 static inline __attribute__((always_inline)) void multiply_rows(const float *a, int64_t stride, const float *panels,
-                                                                int64_t distance, int64_t n, bool add, float *sums) {
+                                                                int64_t distance, int64_t n, bool add, float *sums,
+                                                                int64_t width) {
     constexpr int PER_PANEL = PANEL / LANES, VECTORS = PANELS * PER_PANEL;
     Floats total[ROWS][VECTORS] = {};
     if (add)
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) total[r][v] = load(sums + r * TILE_WIDTH + v * LANES);
+            for (int v = 0; v < VECTORS; v++) total[r][v] = load(sums + r * width + v * LANES);
     for (int64_t i = 0; i < n; i++) {
         Floats b[VECTORS];
 #pragma GCC unroll 8
@@ -98,15 +99,15 @@ static inline __attribute__((always_inline)) void multiply_rows(const float *a, 
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) store(sums + r * TILE_WIDTH + v * LANES, total[r][v]);
+        for (int v = 0; v < VECTORS; v++) store(sums + r * width + v * LANES, total[r][v]);
 }
 
 template <int PANELS>
 static void multiply_panels(const float *a, int64_t stride, int n_rows, const float *panels, int64_t distance,
-                            int64_t n, bool add, float *sums) {
+                            int64_t n, bool add, float *sums, int64_t width) {
     switch (n_rows) {
 #define CASE(r)                                                                                                        \
-    case r: return multiply_rows<r, PANELS>(a, stride, panels, distance, n, add, sums);
+    case r: return multiply_rows<r, PANELS>(a, stride, panels, distance, n, add, sums, width);
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if EMBELLAMA_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
@@ -115,15 +116,15 @@ static void multiply_panels(const float *a, int64_t stride, int n_rows, const fl
     }
 }
 
-/// sums (n_rows, n_panels * 16), in rows of TILE_WIDTH: the products of `n` inputs, added to what is there if `add`.
+/// sums (n_rows, n_panels * 16), in rows of `width`: the products of `n` inputs, added to what is there if `add`.
 ///
 /// At most EMBELLAMA_ROWS rows and MAX_PANELS panels, which lie `distance` numbers apart.
 static void multiply(const float *a, int64_t stride, int n_rows, const float *panels, int n_panels, int64_t distance,
-                     int64_t n, bool add, float *sums) {
+                     int64_t n, bool add, float *sums, int64_t width) {
     if (n_panels == MAX_PANELS)
-        multiply_panels<MAX_PANELS>(a, stride, n_rows, panels, distance, n, add, sums);
+        multiply_panels<MAX_PANELS>(a, stride, n_rows, panels, distance, n, add, sums, width);
     else
-        multiply_panels<1>(a, stride, n_rows, panels, distance, n, add, sums);
+        multiply_panels<1>(a, stride, n_rows, panels, distance, n, add, sums, width);
 }
 #endif
 
@@ -207,17 +208,22 @@ static inline Floats get(const float *from, int64_t n) { return n >= LANES ? loa
 template <Activation ACTIVATION>
 static void finish(const Product &p, const float *sums, int64_t first_row, int64_t n_rows, int64_t first_column,
                    int64_t n_columns) {
+    const float *bias = p.bias ? p.bias + first_column : nullptr;
     for (int64_t r = 0; r < n_rows; r++) {
-        const int64_t row = first_row + r;
+        const auto at = [&](auto *rows, int64_t stride) {
+            return rows ? rows + (first_row + r) * stride + first_column : nullptr;
+        };
+        const float *gate = at(p.gate, p.gate_stride), *residual = at(p.residual, p.residual_stride);
+        float *out = at(p.out, p.out_stride);
+        uint16_t *out_bf16 = at(p.out_bf16, p.out_bf16_stride);
         for (int64_t c = 0; c < n_columns; c += LANES) {
-            const int64_t column = first_column + c, n = n_columns - c;
+            const int64_t n = n_columns - c;
             Floats v = load(sums + r * TILE_WIDTH + c);
-            if (p.bias) v += get(p.bias + column, n);
+            if (bias) v += get(bias + c, n);
             v = activate(ACTIVATION, v);
-            if (p.gate) v *= get(p.gate + row * p.gate_stride + column, n);
-            if (p.residual) v += get(p.residual + row * p.residual_stride + column, n);
-            put(p.out ? p.out + row * p.out_stride + column : nullptr,
-                p.out_bf16 ? p.out_bf16 + row * p.out_bf16_stride + column : nullptr, v, n);
+            if (gate) v *= get(gate + c, n);
+            if (residual) v += get(residual + c, n);
+            put(out ? out + c : nullptr, out_bf16 ? out_bf16 + c : nullptr, v, n);
         }
     }
 }
@@ -273,7 +279,7 @@ static void product(const Product &p, int64_t task) {
             next += share;
             const int n_rows = least(EMBELLAMA_ROWS, rows - row);
             multiply(inputs + row * p.stride + i, p.stride, n_rows, block.panels, n_panels, block.distance, n_block,
-                     i > 0, sums + row * TILE_WIDTH);
+                     i > 0, sums + row * TILE_WIDTH, TILE_WIDTH);
         }
     }
     finish_with[int(p.activation)](p, sums, first_row, rows, first_column, columns);
@@ -328,15 +334,6 @@ static void gated(const Gated &p, int64_t row) {
 
 static int64_t attention_tasks(const Attention &p) { return p.n_blocks * p.n_kv_heads; }
 
-/// Where the number of input `i` for output `o` lies in panels of `n` inputs.
-static inline int64_t place(int64_t i, int64_t o, int64_t n) {
-#if EMBELLAMA_BF16
-    return o / PANEL * PANEL * n + i / 2 * 2 * PANEL + o % PANEL * 2 + i % 2;
-#else
-    return o / PANEL * PANEL * n + i * PANEL + o % PANEL;
-#endif
-}
-
 static inline Number as_number(float value) {
 #if EMBELLAMA_BF16
     return bf16_of(value);
@@ -355,72 +352,88 @@ static inline void put_numbers(Number *to, Floats v) {
 #endif
 }
 
+/// Inputs of a product that lie side by side in a panel, for one output after another.
+constexpr int64_t GROUP = sizeof(float) / sizeof(Number);
+
 /// Rows of `length` numbers as the outputs of panels: keys, each of which becomes a score.
-static void pack_keys(Format format, const char *rows, int64_t stride, int64_t n_rows, int64_t length, Number *panels) {
-    const int64_t n = depth(length);
-    memset(panels, 0, (n_rows + PANEL - 1) / PANEL * PANEL * n * sizeof(Number));
+static void pack_keys(Format format, const char *rows, int64_t stride, int64_t n_rows, int64_t length, Number *panels,
+                      Number *row_numbers) {
+    const int64_t n = depth(length), last_panel = n_rows / PANEL * PANEL;
+    if (last_panel < n_rows) memset(panels + last_panel * n, 0, PANEL * n * sizeof(Number));
+    for (int64_t i = length; i < n; i++) row_numbers[i] = 0;
     for (int64_t r = 0; r < n_rows; r++) {
         const char *row = rows + r * stride * size_of(format);
         int64_t i = 0;
-        for (; i + LANES <= length; i += LANES) {
-            alignas(64) Number numbers[LANES];
-            put_numbers(numbers, load_number(format, row + i * size_of(format)));
-            for (int lane = 0; lane < LANES; lane++) panels[place(i + lane, r, n)] = numbers[lane];
-        }
-        for (; i < length; i++) panels[place(i, r, n)] = as_number(number(format, row, i));
+        for (; i + LANES <= length; i += LANES) put_numbers(row_numbers + i, load_number(format, row + i * size_of(format)));
+        for (; i < length; i++) row_numbers[i] = as_number(number(format, row, i));
+        Number *to = panels + r / PANEL * PANEL * n + r % PANEL * GROUP;
+        for (i = 0; i < n; i += GROUP) memcpy(to + i * PANEL, row_numbers + i, sizeof(float));
     }
 }
 
 /// Rows of `length` numbers as the inputs of panels: values, which are added up with the scores' weights.
 static void pack_values(Format format, const char *rows, int64_t stride, int64_t n_rows, int64_t length,
                         Number *panels) {
-    const int64_t n = depth(n_rows), n_outputs = (length + PANEL - 1) / PANEL * PANEL;
-    if (length % PANEL || n != n_rows) memset(panels, 0, n_outputs * n * sizeof(Number));
-    for (int64_t r = 0; r < n_rows; r++) {
-        const char *row = rows + r * stride * size_of(format);
+    const int64_t n = depth(n_rows), size = size_of(format);
+    if (length % PANEL) memset(panels, 0, (length + PANEL - 1) / PANEL * PANEL * n * sizeof(Number));
+    for (int64_t r = 0; r < n; r += GROUP) {
+        const char *row = rows + r * stride * size;
         int64_t o = 0;
         for (; o + LANES <= length; o += LANES) {
-            const Floats v = load_number(format, row + o * size_of(format));
+            Number *to = panels + o / PANEL * PANEL * n + r * PANEL + o % PANEL * GROUP;
+            const Floats first = r < n_rows ? load_number(format, row + o * size) : Floats{};
 #if EMBELLAMA_BF16
-            alignas(64) Number numbers[LANES];
-            put_numbers(numbers, v);
-            for (int lane = 0; lane < LANES; lane++) panels[place(r, o + lane, n)] = numbers[lane];
+            const Floats second = r + 1 < n_rows ? load_number(format, row + (stride + o) * size) : Floats{};
+            const Words pairs = __builtin_convertvector(to_bf16(first), Words) |
+                                __builtin_convertvector(to_bf16(second), Words) << 16;
+            memcpy(to, &pairs, sizeof pairs);
 #else
-            store(panels + place(r, o, n), v);
+            store(to, first);
 #endif
         }
-        for (; o < length; o++) panels[place(r, o, n)] = as_number(number(format, row, o));
+        for (; o < length; o++)
+            for (int64_t g = 0; g < GROUP; g++)
+                panels[o / PANEL * PANEL * n + r * PANEL + o % PANEL * GROUP + g] =
+                    r + g < n_rows ? as_number(number(format, row + g * stride * size, o)) : Number(0);
     }
 }
 
+static bool any_nan(const float *numbers, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (numbers[i] != numbers[i]) return true;
+    return false;
+}
+
 /// Turn a row of scores into weights that are yet to be divided by their sum, which is returned.
+///
+/// `scores` and `weights` have room for whole vectors.
 static float soften(float *scores, int64_t n, float scale, const uint16_t *mask, float slope, Number *weights) {
-    Floats most = all(-INFINITY);
-    for (int64_t i = 0; i < n; i += LANES) { // scores beyond n are written to be -inf below, so whole vectors will do
-        Floats v = load(scores + i) * all(scale);
-        if (mask) {
-            if (n - i >= LANES)
-                v += from_f16(mask + i) * all(slope);
-            else
-                for (int64_t lane = 0; lane < n - i; lane++) v[lane] += number(Format::f16, mask, i + lane) * slope;
-        }
-        for (int64_t lane = n - i; lane < LANES; lane++) v[lane] = -INFINITY;
-        store(scores + i, v);
-        most = max(v, most);
+    if (mask) {
+        int64_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            store(scores + i, load(scores + i) * all(scale) + from_f16(mask + i) * all(slope));
+        for (; i < n; i++) scores[i] = scores[i] * scale + number(Format::f16, mask, i) * slope;
+        scale = 1;
     }
+    const int64_t end = (n + LANES - 1) / LANES * LANES, last = end - LANES;
+    if (n < end) store(scores + last, first_lanes(load(scores + last), n - last, -INFINITY));
+    Floats most = all(-INFINITY);
+    for (int64_t i = 0; i < end; i += LANES) most = max(load(scores + i), most); // which passes by NaN
     const float highest = largest(most);
-    if (highest == -INFINITY && (n == 0 || scores[0] == scores[0])) { // nothing may be seen, and nothing is NaN
+    if (highest == -INFINITY && !any_nan(scores, n)) { // nothing may be seen
         memset(weights, 0, depth(n) * sizeof(Number));
         return 0;
     }
+    // As a power of 2, so that scale and base are one factor. What rounding does to `shift` is the same for the whole row.
+    const float factor = scale * LOG2_E, shift = highest * factor;
     Floats total{};
-    int64_t i = 0;
-    for (; i < n; i += LANES) {
-        const Floats v = exp(load(scores + i) - all(highest));
+    for (int64_t i = 0; i < end; i += LANES) {
+        const Floats score = load(scores + i) * all(factor) - all(shift), power = exp2(score);
+        const Floats v = score < all(-126.0f) ? Floats{} : power; // what may not be seen has no weight at all
         total += v;
         put_numbers(weights + i, v);
     }
-    for (; i < depth(n); i++) weights[i] = 0;
+    for (int64_t i = end; i < depth(n); i++) weights[i] = 0;
     return sum(total);
 }
 
@@ -441,7 +454,7 @@ static void attention(const Attention &p, int64_t task) {
     pack_keys(p.format,
               static_cast<const char *>(p.keys) +
                   (block.first_key * p.key_stride + kv_head * p.key_head_stride) * size,
-              p.key_stride, n_keys, p.key_length, keys);
+              p.key_stride, n_keys, p.key_length, keys, query_rows.get(EMBELLAMA_ROWS * n_key));
     pack_values(p.format,
                 static_cast<const char *>(p.values) +
                     (block.first_key * p.value_stride + kv_head * p.value_head_stride) * size,
@@ -463,12 +476,9 @@ static void attention(const Attention &p, int64_t task) {
             const float *rows = queries;
             const int64_t stride = p.query_stride;
 #endif
-            for (int64_t panel = 0; panel < n_key_panels; panel += MAX_PANELS) {
-                const int n_panels = least(MAX_PANELS, n_key_panels - panel);
-                multiply(rows, stride, n_rows, keys + panel * PANEL * n_key, n_panels, n_key * PANEL, n_key, false, sums);
-                for (int r = 0; r < n_rows; r++)
-                    memcpy(scores + r * score_stride + panel * PANEL, sums + r * TILE_WIDTH, n_panels * PANEL * 4);
-            }
+            for (int64_t panel = 0; panel < n_key_panels; panel += MAX_PANELS)
+                multiply(rows, stride, n_rows, keys + panel * PANEL * n_key, least(MAX_PANELS, n_key_panels - panel),
+                         n_key * PANEL, n_key, false, scores + panel * PANEL, score_stride);
             float scale[EMBELLAMA_ROWS];
             for (int r = 0; r < n_rows; r++) {
                 const uint16_t *mask =
@@ -480,7 +490,7 @@ static void attention(const Attention &p, int64_t task) {
             for (int64_t panel = 0; panel < n_value_panels; panel += MAX_PANELS) {
                 const int n_panels = least(MAX_PANELS, n_value_panels - panel);
                 multiply(weights, score_stride, n_rows, values + panel * PANEL * n_value, n_panels, n_value * PANEL,
-                         n_value, false, sums);
+                         n_value, false, sums, TILE_WIDTH);
                 const int64_t n = least(n_panels * PANEL, p.value_length - panel * PANEL);
                 for (int r = 0; r < n_rows; r++) {
                     float *out = p.out + ((first + r) * p.n_heads + head) * p.value_length + panel * PANEL;

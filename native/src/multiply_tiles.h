@@ -3,17 +3,17 @@
 // Two tiles of rows and two of weights make four of sums. Rows up to the 32nd are read, though not all may be asked for.
 
 static void multiply(const Number *a, int64_t stride, int n_rows, const Number *panels, int n_panels, int64_t distance,
-                     int64_t n, bool add, float *sums) {
+                     int64_t n, bool add, float *sums, int64_t width) {
     const int64_t step = stride * sizeof(Number);
     const Number *low = a + 16 * stride, *second = panels + distance;
     const bool two_rows = n_rows > 16, two_panels = n_panels > 1;
-    float *const low_sums = sums + 16 * TILE_WIDTH;
-    constexpr int64_t width = TILE_WIDTH * sizeof(float);
+    float *const low_sums = sums + 16 * width;
+    const int64_t row_bytes = width * sizeof(float);
     if (add) {
-        TILE_LOAD(0, sums, width);
-        if (two_panels) TILE_LOAD(1, sums + PANEL, width);
-        if (two_rows) TILE_LOAD(2, low_sums, width);
-        if (two_rows && two_panels) TILE_LOAD(3, low_sums + PANEL, width);
+        TILE_LOAD(0, sums, row_bytes);
+        if (two_panels) TILE_LOAD(1, sums + PANEL, row_bytes);
+        if (two_rows) TILE_LOAD(2, low_sums, row_bytes);
+        if (two_rows && two_panels) TILE_LOAD(3, low_sums + PANEL, row_bytes);
     } else {
         TILE_ZERO(0);
         TILE_ZERO(1);
@@ -34,8 +34,8 @@ static void multiply(const Number *a, int64_t stride, int n_rows, const Number *
             if (two_panels) TILE_DOT(3, 5, 7);
         }
     }
-    TILE_STORE(0, sums, width);
-    if (two_panels) TILE_STORE(1, sums + PANEL, width);
-    if (two_rows) TILE_STORE(2, low_sums, width);
-    if (two_rows && two_panels) TILE_STORE(3, low_sums + PANEL, width);
+    TILE_STORE(0, sums, row_bytes);
+    if (two_panels) TILE_STORE(1, sums + PANEL, row_bytes);
+    if (two_rows) TILE_STORE(2, low_sums, row_bytes);
+    if (two_rows && two_panels) TILE_STORE(3, low_sums + PANEL, row_bytes);
 }

@@ -30,20 +30,36 @@ static inline Floats load_some(const float *from, int64_t n) {
 
 static inline void store_some(float *to, Floats v, int64_t n) { memcpy(to, &v, n * sizeof(float)); }
 
-static inline float sum(Floats v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
+/// Combine the lanes of a vector, halves with halves.
+template <typename Combine> static inline float fold(Floats v, Combine combine) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight halves[LANES / 8];
+    memcpy(halves, &v, sizeof v);
+    Eight eight = halves[0];
+    if (LANES == 16) eight = combine(eight, halves[LANES / 8 - 1]);
+    Four quarters[2];
+    memcpy(quarters, &eight, sizeof eight);
+    const Four four = combine(quarters[0], quarters[1]);
+    return combine(combine(four[0], four[1]), combine(four[2], four[3]));
 }
 
-static inline float largest(Floats v) {
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
-}
+static inline float sum(Floats v) { return fold(v, [](auto a, auto b) { return a + b; }); }
+
+static inline float largest(Floats v) { return fold(v, [](auto a, auto b) { return a > b ? a : b; }); }
 
 static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
-static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+
+/// x between two limits; of NaN, NaN.
+static inline Floats clamp(Floats x, float lowest, float highest) {
+#if defined(__AVX512F__) && EMBELLAMA_LANES == 16
+    const __m512 above = _mm512_maskz_max_ps(0xffff, (__m512)all(lowest), (__m512)x);
+    return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)all(highest), above); // both give their second where one is NaN
+#else
+    const Floats above = x < all(lowest) ? all(lowest) : x;
+    return above > all(highest) ? all(highest) : above;
+#endif
+}
 
 static inline Floats as_floats(Ints bits) {
     Floats v;
@@ -51,31 +67,59 @@ static inline Floats as_floats(Ints bits) {
     return v;
 }
 
-/// e^x to 2 units in the last place; 0 below -87.3, and infinity above 88.37.
-///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial of degree 6 for e^r (the coefficients of Cephes' expf), and n added to
-/// the exponent.
-static inline Floats exp(Floats x) {
-    const Floats lowest = all(-87.3f);
-    const Floats clamped = min(max(x, lowest), all(89.0f));
-    const Floats magic = all(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
-    const Floats n = (clamped * all(1.44269504088896341f) + magic) - magic;
-    Floats r = clamped - n * all(0.693359375f);
-    r = r - n * all(-2.12194440e-4f);
-    Floats p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * r * r + r + all(1.0f);
-    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23; // of n = 128 infinity
-    const Floats result = p * as_floats(power);
-    // NaN stays NaN: the comparisons above let it through only where they are written this way round.
-    return x < lowest ? Floats{} : (x == x ? result : x);
+/// The first `n` lanes of `v`, and `rest` in the others.
+static inline Floats first_lanes(Floats v, int64_t n, float rest) {
+    Ints lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane < Ints{} + int32_t(n) ? v : all(rest);
 }
 
-static inline Floats sigmoid(Floats x) { return all(1.0f) / (all(1.0f) + exp(-x)); }
+/// The nearest whole number, for |x| < 2^22.
+static inline Floats whole(Floats x) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, 0);
+#else
+    const Floats magic = all(12582912.0f); // 1.5 * 2^23, beside which a float has no fraction
+    return (x + magic) - magic;
+#endif
+}
+
+/// 2^(n + r), for whole n from -126 to 128 and |r| <= 1/2; of NaN, NaN.
+///
+/// A polynomial for 2^r that is 1 at 0 and otherwise has the least relative error, 9.2e-8.
+static inline Floats power_of_two(Floats n, Floats r) {
+    Floats p = all(1.3264727080e-3f);
+    p = p * r + all(9.6715128622e-3f);
+    p = p * r + all(5.5507337456e-2f);
+    p = p * r + all(2.4022242082e-1f);
+    p = p * r + all(6.9314697760e-1f);
+    p = p * r + all(1.0f);
+#ifdef __AVX512F__
+    return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
+    return p * as_floats((__builtin_convertvector(n, Ints) + 127) << 23); // of n = 128 infinity
+#endif
+}
+
+/// 2^x to 3 units in the last place; 2^-126 below -126, and infinity from 128 on, or from 127.5.
+static inline Floats exp2(Floats x) {
+    const Floats clamped = clamp(x, -126.0f, 128.5f), n = whole(clamped);
+    return power_of_two(n, clamped - n);
+}
+
+constexpr float LOG2_E = 1.44269504088896341f;
+
+/// 1 / x to 2 units in the last place, for x from 1 to infinity.
+static inline Floats reciprocal(Floats x) {
+#ifdef __AVX512F__
+    const Floats near = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)x); // to 2^-14; a step of Newton's doubles that
+    return x < all(INFINITY) ? near * (all(2.0f) - x * near) : near;
+#else
+    return all(1.0f) / x;
+#endif
+}
+
+static inline Floats sigmoid(Floats x) { return reciprocal(all(1.0f) + exp2(x * all(-LOG2_E))); }
 
 /// ggml's GELU: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), where (1 + tanh u) / 2 = sigmoid(2 u).
 static inline Floats gelu(Floats x) {
@@ -87,13 +131,13 @@ static inline Floats gelu(Floats x) {
 static inline Floats gelu_erf(Floats x) {
     const Floats z = x * all(0.70710678118654752440f);
     const Floats distance = z < 0 ? -z : z;
-    const Floats t = all(1.0f) / (all(1.0f) + all(0.3275911f) * distance);
+    const Floats t = reciprocal(all(1.0f) + all(0.3275911f) * distance);
     Floats p = all(1.061405429f);
     p = p * t + all(-1.453152027f);
     p = p * t + all(1.421413741f);
     p = p * t + all(-0.284496736f);
     p = p * t + all(0.254829592f);
-    const Floats tail = p * t * exp(-z * z); // 1 - erf(|z|)
+    const Floats tail = p * t * exp2(z * z * all(-LOG2_E)); // 1 - erf(|z|)
     const Floats half = all(0.5f) * x;
     return z < 0 ? half * tail : half * (all(2.0f) - tail);
 }
