@@ -2,7 +2,10 @@
 
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ GRANTS: dict[str, dict[str, Any]] = {
     "slow": {"requests_per_minute": 1},
     "counted": {"requests_per_minute": 10_000, "tokens_per_minute": 10_000, "models": ("tiny",)},
     "narrow": {"max_concurrent": 1},
+    "sharing": {"share_cache": True},
+    "sharing-too": {"share_cache": True},
 }
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"model": "tiny", "input": "red"},
@@ -77,6 +82,14 @@ def test_known_tokens_cost_their_price_and_others_a_whole_one(
     n_known, n_both, n_new = (answers[i].json()["usage"]["prompt_tokens"] for i in (0, 2, 3))
     spent = [before - after for before, after in zip([10_000, *left], left, strict=False)]
     assert spent == [n_known, n_known // 2, n_both // 2 + n_new - n_new // 2, n_new // 2]
+
+
+def test_rows_are_shared_only_by_callers_who_both_share(guarded: Server, keys: Keys) -> None:
+    known = [
+        int(ask(guarded, keys[name], input="only once").headers["x-embellama-cached-tokens"]) > 0
+        for name in ("sharing", "sharing-too", "free", "free", "operator")
+    ]
+    assert known == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -139,6 +152,29 @@ def test_ollamas_client_raises_with_the_status(guarded: Server, keys: Keys, name
     with client._client, pytest.raises(ollama.ResponseError) as raised:
         client.embed(model="tiny", input="red")
     assert raised.value.status_code == status
+
+
+@pytest.mark.parametrize(("name", "error"), [("wrong", "AuthenticationError"), ("poor", "RateLimitError")])
+def test_voyages_client_raises_the_right_error(guarded: Server, keys: Keys, name: str, error: str) -> None:
+    import voyageai
+    from voyageai.error import VoyageError
+
+    key = "wrong" if name == "wrong" else keys[name]
+    client = voyageai.Client(api_key=key, base_url=f"{guarded.url}/v1")  # type: ignore[attr-defined]
+    with pytest.raises(VoyageError) as raised:
+        client.embed(["red"], model="tiny", truncation=False)
+    assert type(raised.value).__name__ == error
+
+
+@pytest.mark.parametrize(("name", "status"), [("wrong", 401), ("elsewhere", 403), ("poor", 429)])
+def test_hugging_faces_client_raises_with_the_status(guarded: Server, keys: Keys, name: str, status: int) -> None:
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HfHubHTTPError
+
+    client = InferenceClient(model=guarded.url, token="wrong" if name == "wrong" else keys[name])
+    with pytest.raises(HfHubHTTPError) as raised:
+        client.feature_extraction("red")
+    assert raised.value.response.status_code == status
 
 
 @pytest.mark.parametrize("header", ["api-key", "x-api-key", "authorization"])
@@ -205,6 +241,18 @@ def test_a_place_is_free_again_whatever_became_of_the_request(guarded: Server, k
     assert statuses == [200, 400, 200, 400, 200]
 
 
+def test_a_request_is_open_until_its_client_has_left(guarded: Server, keys: Keys) -> None:
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nx-api-key: {keys['narrow']}\r\nContent-Length: 99\r\n\r\n"
+    host, port = guarded.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(head.encode())
+        wait_until(lambda: ask(guarded, keys["narrow"]).status_code == 429, "its place is taken")
+        refused = ask(guarded, keys["narrow"])
+        assert "may have 1 requests open at once" in told(refused)
+        assert refused.headers["retry-after"] == "1"
+    wait_until(lambda: ask(guarded, keys["narrow"]).status_code == 200, "its place is free")
+
+
 def test_the_access_log_names_the_key(guarded: Server, keys: Keys) -> None:
     ask(guarded, keys["free"])
     wait_until(lambda: "key=free path=/v1/embeddings status=200" in guarded.log.read_text(), "it is logged")
@@ -232,7 +280,7 @@ def test_the_file_is_read_again_and_a_wrong_one_changes_nothing(
 def test_two_servers_share_a_limit_until_redis_is_gone(
     tiny_path: str, tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    keys = Keys(tmp_path, shared={"tokens_per_day": 60})
+    keys = Keys(tmp_path, shared={"tokens_per_day": 900})
     flags = (
         "--model-path",
         tiny_path,
@@ -247,11 +295,20 @@ def test_two_servers_share_a_limit_until_redis_is_gone(
     )
     with (
         running_server(tmp_path / "open.log", *flags) as first,
-        running_server(tmp_path / "closed.log", *flags, "--limits-without-redis", "closed") as second,
+        running_server(tmp_path / "closed.log", *flags, "--limits-without-redis", "closed", "--open-metrics") as second,
     ):
-        answers = [ask(server, keys["shared"]) for _ in range(12) for server in (first, second)]
-        assert sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status_code == 200) == 60
+        with ThreadPoolExecutor(8) as clients:  # all at once, on both
+            answers = list(clients.map(lambda i: ask((first, second)[i % 2], keys["shared"]), range(320)))
+        assert sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status_code == 200) == 900
         assert {answer.status_code for answer in answers} == {200, 429}
+        assert [httpx.get(f"{server.url}/metrics").status_code for server in (first, second)] == [401, 200]
+        redis_server.stop()
+        started = time.monotonic()
+        assert {ask(first, keys["shared"]).status_code for _ in range(20)} == {200}
+        assert time.monotonic() - started < 10  # it is not waited for each time
+        assert ask(second, keys["shared"]).status_code == 503
+        redis_server.go_on()
+        wait_until(lambda: ask(first, keys["shared"]).status_code == 429, "it is asked again")
         redis_server.kill()
         assert {ask(first, keys["shared"]).status_code for _ in range(5)} == {200}
         refused = ask(second, keys["shared"])
