@@ -91,8 +91,8 @@ class LimitStore:
         self._rests_until = 0.0
         self._trouble = ""
 
-    async def spend(self, item: RateLimitItem, name: str, cost: int) -> tuple[bool, Window] | None:
-        """Charge a cost to a name, if the limit allows it.
+    async def spend(self, key: str, item: RateLimitItem, cost: int) -> tuple[bool, Window] | None:
+        """Charge a cost to what is kept under a key, if the limit allows it.
 
         Returns:
             Whether it did, and the window after that; None where Redis is gone and nothing is limited.
@@ -101,11 +101,11 @@ class LimitStore:
             Unavailable: Redis is gone, and what cannot be charged is refused.
         """
         if not self._is_remote:
-            return await self._spend(item, name, cost)
+            return await self._spend(key, item, cost)
         if time.monotonic() >= self._rests_until:
             try:
                 async with asyncio.timeout(CALL_S):
-                    spent = await self._spend(item, name, cost)
+                    spent = await self._spend(key, item, cost)
             except self._errors as error:
                 self._rests_until = time.monotonic() + REST_S
                 self._tell(str(error) or "it is silent")
@@ -116,8 +116,8 @@ class LimitStore:
             raise Unavailable("limits cannot be checked now: their store does not answer")
         return None
 
-    async def _spend(self, item: RateLimitItem, name: str, cost: int) -> tuple[bool, Window]:
-        key, length_s = item.key_for(name), item.get_expiry()
+    async def _spend(self, key: str, item: RateLimitItem, cost: int) -> tuple[bool, Window]:
+        length_s = item.get_expiry()
         is_allowed = await self._storage.acquire_sliding_window_entry(key, item.amount, length_s, cost)
         previous, previous_left_s, current, current_left_s = await self._storage.get_sliding_window(key, length_s)
         return is_allowed, Window(previous, previous_left_s, current, current_left_s, length_s)
@@ -154,8 +154,9 @@ def _redis_storage(url: str) -> RedisStorage:
 class Meter:
     """One limit of an account, and how much of it is left as this server saw it last."""
 
-    def __init__(self, item: RateLimitItem, unit: str, store: LimitStore):
-        self._item, self._unit, self._store = item, unit, store
+    def __init__(self, name: str, item: RateLimitItem, unit: str, store: LimitStore):
+        self._name, self._item, self._unit, self._store = name, item, unit, store
+        self._key = item.key_for(name)
         self.left = item.amount
         self._reset_at = 0.0
 
@@ -169,9 +170,9 @@ class Meter:
         """Seconds until all of the limit is there again, if nothing more is spent."""
         return max(0.0, self._reset_at - time.monotonic())
 
-    async def spend(self, name: str, cost: int) -> None:
+    async def spend(self, cost: int) -> None:
         """Charge a cost; raises `RateLimited` where it is more than is left."""
-        spent = await self._store.spend(self._item, name, cost)
+        spent = await self._store.spend(self._key, self._item, cost)
         if spent is None:
             return
         is_allowed, window = spent
@@ -180,7 +181,7 @@ class Meter:
         if not is_allowed:
             per = self._item.GRANULARITY.name
             raise RateLimited(
-                f"{name!r} may use {self.limit} {self._unit} a {per}; {self.left} are left, and the request has {cost}",
+                f"{self._name!r} may use {self.limit} {self._unit} a {per}; {self.left} are left, and the request has {cost}",
                 window.wait_s(cost, self.limit),
             )
 
@@ -217,7 +218,7 @@ class Account:
     async def charge_request(self) -> None:
         """Charge one request; raises `RateLimited`."""
         for meter in self.requests:
-            await meter.spend(self.entry.name, 1)
+            await meter.spend(1)
 
     async def charge_tokens(self, n_tokens: int) -> None:
         """Charge tokens; raises `RateLimited`.
@@ -225,7 +226,7 @@ class Account:
         The minute comes first: where the day refuses, its charge is forgotten before the day's would be.
         """
         for meter in self.tokens:
-            await meter.spend(self.entry.name, n_tokens)
+            await meter.spend(n_tokens)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Tell of the limits in OpenAI's headers; of the tokens' two, of that with less left."""
@@ -243,7 +244,7 @@ class Account:
     def _meters(self, unit: str, *items: RateLimitItem) -> list[Meter]:
         for item in items:
             item.namespace = unit  # of its key in the store
-        return [Meter(item, unit, self._store) for item in items if item.amount]
+        return [Meter(self.entry.name, item, unit, self._store) for item in items if item.amount]
 
 
 def duration(seconds: float) -> str:
