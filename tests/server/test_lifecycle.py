@@ -131,13 +131,10 @@ async def test_200_clients_each_get_the_vectors_of_their_own_texts(
     start_server: StartServer, model_path: str, reference: Reference
 ) -> None:
     with start_server("--model-path", model_path, "--workers", "2", "--cache-bytes", "0") as server:
-        n_answers = 0
-        end = asyncio.get_running_loop().time() + 30
         choose = np.random.default_rng(0)
 
         async def ask(client: httpx.AsyncClient) -> None:
-            nonlocal n_answers
-            while asyncio.get_running_loop().time() < end:
+            for _ in range(4):
                 picked = choose.integers(0, 40, choose.integers(1, 6))
                 body = {"model": "minilm", "input": [reference.texts[i] for i in picked]}
                 answer = await client.post(f"{server.url}/v1/embeddings", json=body)
@@ -145,9 +142,7 @@ async def test_200_clients_each_get_the_vectors_of_their_own_texts(
                 rows = np.array([item["embedding"] for item in answer.json()["data"]])
                 assert rows.shape == (len(picked), 384)
                 assert np.sum(rows * reference.vectors[picked], axis=1).min() > 0.999
-                n_answers += 1
 
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
         async with httpx.AsyncClient(limits=limits, timeout=120) as client:
             await asyncio.gather(*(ask(client) for _ in range(200)))
-        assert n_answers >= 200
