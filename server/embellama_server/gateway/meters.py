@@ -181,7 +181,8 @@ class Meter:
         if not is_allowed:
             per = self._item.GRANULARITY.name
             raise RateLimited(
-                f"{self._name!r} may use {self.limit} {self._unit} a {per}; {self.left} are left, and the request has {cost}",
+                f"{self._name!r} may use {self.limit} {self._unit} a {per}; {self.left} are left, "
+                f"and the request has {cost}",
                 window.wait_s(cost, self.limit),
             )
 
