@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 from embellama.advice.formats import faster_format
-from embellama.cache.backend import keeps_rows, with_cache
+from embellama.cache.backend import with_cache
 from embellama.cache.futures import LoopFutures
 from embellama.cache.key import weights_hash
 from embellama.errors import ConfigError, ModelLoadError, Unavailable
@@ -74,7 +74,7 @@ def load(config: ServerConfig, metrics: Metrics, charge: Charge | None) -> Serve
     canary = jobs.tokenizer.encode([CANARY], truncate="end").tokens[0]
     on_batch = functools.partial(metrics.batch, info.name)
     dispatcher = Dispatcher(config, weights.dim, canary, on_batch=on_batch)
-    content = weights_hash(config.model_path) if keeps_rows(config) else b""
+    content = weights_hash(config.model_path)
     price = config.cached_token_price
     # All tokens cost what known ones do; inside the cache, those that are not known cost what is left.
     inside = charge(dispatcher, lambda n_tokens: n_tokens - int(price * n_tokens)) if charge else dispatcher
@@ -83,7 +83,7 @@ def load(config: ServerConfig, metrics: Metrics, charge: Charge | None) -> Serve
         backend = charge(backend, lambda n_tokens: int(price * n_tokens))
     created = int(os.stat(config.model_path).st_mtime)
     digest = _digest(weights.header, created)
-    return ServedModel(config, jobs, info, dispatcher, backend, created, digest, OpenRequests())
+    return ServedModel(config, jobs, info, dispatcher, backend, created, digest, content.hex(), OpenRequests())
 
 
 def check_memory(models: Sequence[ServedModel]) -> None:

@@ -87,6 +87,7 @@ class ServedModel(NamedTuple):
     backend: Takes the model's jobs, and says how the workers are: the dispatcher, or a back end around it.
     created: The time of the model's file, in seconds since 1970.
     digest: Tells the model's file from any other: 64 hexadecimal digits, as Ollama lists them.
+    weights_sha256: Hash of the content of all its files, in hexadecimal digits.
     requests: Requests that use it, from when they found it until they are answered.
     """
 
@@ -97,6 +98,7 @@ class ServedModel(NamedTuple):
     backend: "Backend[asyncio.Future[Rows]]"
     created: int
     digest: str
+    weights_sha256: str
     requests: OpenRequests
 
     def submit(self, job: Job[Any], deadline: float, times: Times, caller: Caller) -> SubmittedJob:

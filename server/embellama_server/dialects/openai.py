@@ -67,7 +67,7 @@ class OpenAIEmbeddingsBody(msgspec.Struct):
     output_dimension: int | None = None  # Voyage's
     normalized: bool | None = None  # Jina's
     normalize: bool | None = None  # vLLM's
-    return_truncated: bool | None = None  # say how many tokens of each text were left out
+    return_truncated: bool | None = None  # say how many tokens of each text were left out, and computed
 
 
 class OpenAIUsage(TypedDict):
@@ -93,6 +93,7 @@ class OpenAIEmbeddingsAnswer(TypedDict):
     model: str
     usage: OpenAIUsage
     truncated: NotRequired[list[int]]
+    n_tokens: NotRequired[list[int]]
 
 
 class DetailedErrorBody(OpenAIErrorBody):
@@ -221,7 +222,7 @@ class OpenAIEmbeddings(Dialect[OpenAIEmbeddingsRequest, Embeddings | Chunks]):
         yield from json_items(result.vectors, request.encoding, context, _item)
         rest = {"model": request.model, "usage": usage(context.n_tokens)}
         if request.return_truncated and isinstance(result, Embeddings):
-            rest["truncated"] = result.n_cut.tolist()
+            rest |= {"truncated": result.n_cut.tolist(), "n_tokens": result.n_tokens.tolist()}
         yield b"]," + dumps(rest)[1:]
 
     def stream_rows(

@@ -45,6 +45,7 @@ class ModelDescription(TypedDict):
     quantization: str
     compute: str
     bytes: int
+    weights_sha256: str
     prompts: list[str]
     max_batch_tokens: int
     workers: int
@@ -244,6 +245,7 @@ def model_description(model: ServedModel) -> ModelDescription:
         "quantization": info.quantization,
         "compute": info.compute,
         "bytes": info.n_bytes,
+        "weights_sha256": model.weights_sha256,
         "prompts": info.prompts,
         "max_batch_tokens": config.max_batch_tokens,
         "workers": config.num_workers,
