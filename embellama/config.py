@@ -20,6 +20,7 @@ from embellama.outputs import check_normalization
 from embellama.pooling import Pooling
 
 Config = TypeVar("Config", bound="EngineConfig")
+Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 # Marks a field whose 0 lets the engine choose; users read and write that 0 as auto (`embellama.cli.flags`).
 AUTO = {"auto": True}
@@ -172,7 +173,7 @@ class EngineConfigBuilder:
         return EngineConfig(**self._values).checked()
 
 
-def convert(values: dict[str, Any], kind: type[Config], *, strict: bool = True) -> Config:
+def convert(values: dict[str, Any], kind: type[Settings], *, strict: bool = True) -> Settings:
     """Turn field values into a config; with `strict` off, numbers may come as strings.
 
     Raises:

@@ -9,15 +9,16 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from msgspec.inspect import BoolType, FloatType, IntType, LiteralType, Metadata, NoneType, UnionType, VarTupleType
 
 from embellama.cli.output import Command
-from embellama.config import Config, auto_fields, convert, fields
+from embellama.config import auto_fields, convert, fields
 from embellama.errors import ConfigError, EmbellamaError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -87,13 +88,13 @@ class _Option(click.Option):
 
 
 def config_options(
-    kind: type[Config], *, argument: str | None = None, file: bool = False
+    *kinds: type[msgspec.Struct], argument: str | None = None, file: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a click command an option for each field of `kind`, and call it with the checked config.
+    """Give a click command an option for each field of a kind of config, and call it with the checked config.
 
     The field named `argument` is an argument of the command instead; with `file`, ``--config`` names a TOML file whose
-    keys are fields.
-    The command gets ``config: kind`` as its first argument. A wrong setting ends it with click's usage error,
+    keys are fields. Of several kinds, the config is of the one whose required field is given.
+    The command gets the config as its first argument. A wrong setting ends it with click's usage error,
     which names the flag; any other `EmbellamaError` ends it with one line and exit status 1.
     """
 
@@ -104,8 +105,10 @@ def config_options(
             given = {field: value for field, value in values.items() if value is not None and value != ()}
             try:
                 if path := options.pop("config_file", None):
-                    given = {**_read(path, kind), **given}
-                config = convert(given, kind, strict=False).checked()
+                    given = {**_read(path, *kinds), **given}
+                kind = _asked_for(kinds, given) if len(kinds) > 1 else kinds[0]
+                given = {field: value for field, value in given.items() if field in kind.__struct_fields__}
+                config = convert(given, kind, strict=False).checked()  # type: ignore[attr-defined]
             except EmbellamaError as error:
                 field = str(error).partition(" ")[0]
                 raise click.UsageError(f"--{names[field]}: {error}" if field in names else str(error)) from None
@@ -123,12 +126,39 @@ def config_options(
                 show_envvar=True,
                 help="TOML file of settings, named as in the documentation with underscores.",
             )(run)
-        for option in reversed(_options(kind, argument)):
+        for option in reversed([option for kind in kinds for option in _options(kind, argument, kinds=kinds)]):
             run = option(run)
         return run
 
-    names = flags(kind)
+    names = {field: flag for kind in kinds for field, flag in flags(kind).items()}
     return decorate
+
+
+def _asked_for(kinds: Sequence[type[msgspec.Struct]], given: Mapping[str, Any]) -> type[msgspec.Struct]:
+    """Return the kind of config whose required field is given: on the command line, or else in any way."""
+    context = click.get_current_context()
+    written = [field for field in given if context.get_parameter_source(field) is ParameterSource.COMMANDLINE]
+    required = {field.name: kind for kind in kinds for field in fields(kind) if field.required}
+    found = [field for field in required if field in written] or [field for field in required if field in given]
+    if len(found) != 1:
+        shown = " and ".join(f"--{_required(kind)}" for kind in kinds)
+        raise click.UsageError(f"{'both' if found else 'none'} of {shown} given; give one of them")
+    kind = required[found[0]]
+    for other in kinds:
+        for field in written:
+            if field in other.__struct_fields__ and field not in kind.__struct_fields__:
+                raise click.UsageError(f"--{flags(other)[field]} does not go with --{_required(kind)}")
+    return kind
+
+
+def _required(kind: type[msgspec.Struct]) -> str:
+    """Return the flag of the one field that a kind of config must have."""
+    return next(flags(kind)[field.name] for field in fields(kind) if field.required)
+
+
+def _descriptions(kind: type[msgspec.Struct]) -> dict[str, str]:
+    properties = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return {name: each["description"] for name, each in properties.items() if "description" in each}
 
 
 def call_options(kind: type[Options], *, file: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -169,8 +199,8 @@ def call_options(kind: type[Options], *, file: str = "") -> Callable[[Callable[.
     return decorate
 
 
-def _read(path: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Read a file of settings; raises `ConfigError`."""
+def _read(path: str, *kinds: type[msgspec.Struct]) -> dict[str, Any]:
+    """Read a file of settings of any kind; raises `ConfigError`."""
     try:
         with open(path, "rb") as stream:
             values = tomllib.load(stream)
@@ -179,7 +209,7 @@ def _read(path: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
     except ValueError as error:  # no TOML, or no UTF-8
         raise ConfigError(f"{path}: not TOML: {error}") from None
     for name in values:
-        if name not in kind.__struct_fields__:
+        if not any(name in kind.__struct_fields__ for kind in kinds):
             raise ConfigError(f"{path}: there is no setting {name!r}")
     return values
 
@@ -216,16 +246,22 @@ def _allowed(type: msgspec.inspect.Type) -> str:
 
 
 def _options(
-    kind: type[msgspec.Struct], argument: str | None, *, variables: bool = True
+    kind: type[msgspec.Struct],
+    argument: str | None,
+    *,
+    variables: bool = True,
+    kinds: Sequence[type[msgspec.Struct]] = (),
 ) -> list[Callable[[Function], Function]]:
+    """Return options for the fields of `kind`; what an earlier one of `kinds` has too is left to that one."""
     options = []
-    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    described = _descriptions(kind)
     for field in fields(kind):
         if field.name == argument:
             options.append(click.argument(field.name))
             continue
         name = flags(kind).get(field.name)
-        if name is None:
+        owners = [each for each in kinds if field.name in each.__struct_fields__]
+        if name is None or (owners and owners[0] is not kind):
             continue
         inner = _plain_types(kind)[field.name]
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"
@@ -235,7 +271,9 @@ def _options(
         elif isinstance(inner, IntType) and field.name not in auto_fields(kind):
             type = int
         listed = isinstance(inner, VarTupleType)
-        text = schema[field.name]["description"]
+        text = described[field.name]
+        for other in owners[1:]:
+            text += f" With --{_required(other)}: {_descriptions(other)[field.name]}"
         if default := defaults(kind)[field.name]:
             shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"
@@ -250,7 +288,7 @@ def _options(
                 multiple=listed,
                 metavar="AUTO|INTEGER" if field.name in auto_fields(kind) else None,
                 # None means "not given"; an explicit default would make click think a required option was.
-                **({"required": True} if field.required else {"default": None}),
+                **({"required": True} if field.required and len(kinds) < 2 else {"default": None}),
                 envvar=variable(name) if variables else None,
                 show_envvar=variables,
                 help=text,
