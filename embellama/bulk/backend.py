@@ -48,13 +48,15 @@ class Embedded(NamedTuple):
     """The outcome of a text that was embedded.
 
     vector: ``(dim,)``.
-    n_tokens: Tokens computed.
-    n_cut: Tokens left out.
+    n_tokens: Tokens computed; None where a server counts only those of a whole request.
+    n_cut: Tokens left out; None where a server does not say.
+    mean_tokens: Where `n_tokens` is None, those of the request's texts, on average; 0 where they were not counted.
     """
 
     vector: NDArray[Any]
-    n_tokens: int
-    n_cut: int
+    n_tokens: int | None
+    n_cut: int | None
+    mean_tokens: float = 0.0
 
 
 Outcome = Embedded | EmbellamaError

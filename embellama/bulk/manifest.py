@@ -24,7 +24,8 @@ class Counts(msgspec.Struct, frozen=True):
         rows: Rows written, also those that failed.
         failed: Those that failed.
         skipped: Rows left out, as they are empty.
-        tokens: Tokens of the rows written; of equal texts in a part, each counts.
+        tokens: Tokens of the rows written; of equal texts in a part, each counts. Where a server counts only those of
+            a request, each of its rows has their mean.
         cut: Rows of which tokens were left out.
     """
 

@@ -23,6 +23,7 @@ import msgspec
 
 from embellama.bulk.backend import BulkBackend, Embedded, EngineBackend, Outcome
 from embellama.bulk.detect import detect
+from embellama.bulk.extra import extra
 from embellama.bulk.files import Identity
 from embellama.bulk.job import BulkJob
 from embellama.bulk.manifest import Counts, Input, Manifest
@@ -32,6 +33,7 @@ from embellama.bulk.readers import reader_of
 from embellama.bulk.rows import Part, Position, Row, RowMaker, parts_of
 from embellama.bulk.writers import writer_of
 from embellama.config import EngineConfig
+from embellama.remote.config import RemoteConfig
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +57,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return self.counts.failed / self.counts.rows if self.counts.rows else 0.0
 
 
-def run(job: BulkJob, config: EngineConfig, progress: Log) -> Summary:
-    """Run a job to its end with the model of `config`.
+def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Summary:
+    """Run a job to its end with the model of `config`, or with the servers.
 
     Raises:
         ConfigError: The job cannot be done as asked: its options, its columns, an output that is there, or a run that
             cannot be gone on with.
         InputError: An input cannot be read.
+        Unavailable: No server answers.
         OSError: The output cannot be written; what was is kept.
     """
     started = time.monotonic()
@@ -110,9 +113,16 @@ def _inputs(job: BulkJob, earlier: Manifest | None) -> list[Input]:
     return found
 
 
-def _backend(job: BulkJob, config: EngineConfig, earlier: Manifest | None) -> EngineBackend:
+def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifest | None) -> BulkBackend:
     """Load the model; where the job leaves a setting to embellama, it is what it was in the earlier run."""
-    return EngineBackend(config, job.embed_options, earlier.model["settings"] if earlier else {})
+    before = earlier.model if earlier else {}
+    if isinstance(config, EngineConfig):
+        return EngineBackend(config, job.embed_options, before.get("settings", {}))
+    for name in ("httpx", "tenacity", "aiolimiter"):
+        extra(name, "other servers")
+    from embellama.bulk.remote import RemoteBackend  # with packages that only it needs
+
+    return RemoteBackend(config, job.embed_options, before)
 
 
 def _rows(
@@ -213,8 +223,8 @@ def _counts(part: Part, outcomes: Sequence[Outcome]) -> Counts:
         rows=len(outcomes),
         failed=len(outcomes) - len(embedded),
         skipped=part.n_skipped,
-        tokens=sum(each.n_tokens for each in embedded),
-        cut=sum(each.n_cut > 0 for each in embedded),
+        tokens=round(sum(each.mean_tokens if each.n_tokens is None else each.n_tokens for each in embedded)),
+        cut=sum(bool(each.n_cut) for each in embedded),
     )
 
 

@@ -46,8 +46,8 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
         id: The value of its id column.
         status: ``ok``, or ``failed``: then `error` says why, and there is no vector.
         embedding: Its vector.
-        n_tokens: Tokens computed.
-        n_cut: Tokens left out.
+        n_tokens: Tokens computed, where that is known.
+        n_cut: Tokens left out, where that is known.
         error: Why it failed.
         columns: The input's columns, where they are kept.
     """
@@ -109,7 +109,8 @@ class JsonLinesWriter:
         columns = dict(row.columns or {}) if self._keep_columns else msgspec.UNSET
         if isinstance(outcome, Embedded):
             embedding = outcome.vector.tolist() if self._vectors else msgspec.UNSET
-            return OutputRow(row.number, row.id, "ok", embedding, outcome.n_tokens, outcome.n_cut, columns=columns)
+            n_tokens, n_cut = (msgspec.UNSET if n is None else n for n in (outcome.n_tokens, outcome.n_cut))
+            return OutputRow(row.number, row.id, "ok", embedding, n_tokens, n_cut, columns=columns)
         return OutputRow(row.number, row.id, "failed", error=problem_of(outcome), columns=columns)
 
 

@@ -11,26 +11,31 @@ from embellama.bulk.run import Summary, run
 from embellama.cli.flags import call_options, config_options
 from embellama.cli.output import Command, json_line
 from embellama.config import EngineConfig
+from embellama.errors import Unavailable
+from embellama.remote.config import RemoteConfig
 
 # The exit status where more rows failed than were allowed to.
 TOO_MANY_FAILED = 3
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig, file=True)
+@config_options(EngineConfig, RemoteConfig, file=True)
 @call_options(BulkJob, file="job")
 @click.argument("inputs", nargs=-1, metavar="INPUT…")
-def bulk(config: EngineConfig, options: BulkJob, inputs: Sequence[str]) -> None:
+def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence[str]) -> None:
     """Embed each row of INPUTs, files or - for standard input, and write the vectors to a file.
 
     CSV, JSON lines, plain lines, Parquet and Arrow, also compressed with gzip or zstd. A row that cannot be embedded
-    fails by itself. A run that was ended goes on with --resume.
+    fails by itself. A run that was ended goes on with --resume. A model in this process computes (--model-path), or
+    other servers do (--url).
     """
     job = msgspec.structs.replace(options, inputs=tuple(inputs)) if inputs else options
+    hint = "" if job.output == "-" else "; what was written is kept, and --resume goes on"
     try:
         summary = run(job, config, progress())
+    except Unavailable as error:
+        raise click.ClickException(f"{error}{hint}") from error
     except OSError as error:
-        hint = "" if job.output == "-" else "; what was written is kept, and --resume goes on"
         raise click.ClickException(f"{error.filename or job.output}: {error.strerror or error}{hint}") from error
     if job.summary:
         with open(job.summary, "w", encoding="utf-8") as file:
