@@ -273,7 +273,8 @@ def _options(
         listed = isinstance(inner, VarTupleType)
         text = described[field.name]
         for other in owners[1:]:
-            text += f" With --{_required(other)}: {_descriptions(other)[field.name]}"
+            if (more := _descriptions(other)[field.name]) not in text:
+                text += f" With --{_required(other)}: {more}"
         if default := defaults(kind)[field.name]:
             shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"

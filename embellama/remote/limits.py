@@ -18,6 +18,9 @@ from embellama.remote.rate import Rate
 SLACK = 0.5
 SLACK_S = 0.02
 
+# Tokens are taken in steps of so many seconds' worth, for which a bucket must have room beside the slack.
+STEP_S = 0.01
+
 # Fewer than most texts have: before any token was counted, requests are taken for longer than they are.
 FIRST_CHARACTERS_A_TOKEN = 3.0
 
@@ -59,8 +62,9 @@ class _Bucket:
 
     def __init__(self, rate: Rate):
         a_second = rate.amount / rate.seconds
-        self._room = 1 + max(SLACK, SLACK_S * a_second)
-        self._limiter = AsyncLimiter(self._room, self._room / a_second)
+        self._step = 1.0 if rate.unit == "requests" else max(1.0, STEP_S * a_second)
+        room = self._step + max(SLACK, SLACK_S * a_second)
+        self._limiter = AsyncLimiter(room, room / a_second)
         self._turn = asyncio.Lock()  # the limiter serves small amounts first, and large ones would wait for ever
         self._owed = 0.0
 
@@ -69,7 +73,7 @@ class _Bucket:
         async with self._turn:
             self._owed += amount
             while self._owed > 0:
-                step = min(self._owed, self._room)
+                step = min(self._owed, self._step)
                 await self._limiter.acquire(step)
                 self._owed -= step
 
