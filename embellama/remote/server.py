@@ -5,6 +5,7 @@ RequestBody ──► POST /embeddings ──► Answer, or what was wrong (`fau
 """
 
 import asyncio
+import logging
 import math
 import time
 
@@ -16,10 +17,15 @@ from embellama.errors import ConfigError
 from embellama.remote.answers import Answer, RequestBody, vectors_of
 from embellama.remote.faults import Refused, Transient, Unusable, fault_of
 
+logger = logging.getLogger("embellama.remote")
+
 # An answer with more bytes is not read to its end: 2048 vectors of 4096 numbers, written as text, have 170 MB.
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
-# Of texts, of vectors as base64 or as lists of numbers.
+# One is told of a server that fails once in so many seconds.
+SAY_S = 30.0
+
+# How vectors are written: in base64, or as lists of numbers.
 ENCODINGS = ("base64", None)
 
 
@@ -57,6 +63,7 @@ class RemoteServer:
     def __init__(self, url: str, http: httpx.AsyncClient, timeout_s: float, api_key: str):
         self._http, self._timeout_s, self._api_key = http, timeout_s, api_key
         self._breaker = Breaker(math.inf)
+        self._said_at = -math.inf
         self.url = url
         self.n_open = 0
         self.wait_until = 0.0
@@ -80,8 +87,8 @@ class RemoteServer:
         content = msgspec.json.encode(msgspec.structs.replace(body, encoding_format=self.encoding))
         try:
             answer = self._vectors(await self._exchange("POST", "/embeddings", content), len(body.input), dim)
-        except Transient:
-            self._breaker.failed(time.monotonic())
+        except Transient as error:
+            self._failed(error)
             raise
         except Unusable as error:
             self.unusable = error
@@ -114,6 +121,14 @@ class RemoteServer:
             return listed[0]
         known = (entry for entry in listed if model_name in (entry.id, *entry.aliases))
         return next(known, ModelEntry(model_name))
+
+    def _failed(self, error: Transient) -> None:
+        now = time.monotonic()
+        self._breaker.failed(now)
+        if now >= self._said_at + SAY_S:
+            self._said_at = now
+            later = f", in {error.retry_after_s:g} s as it wants" if error.retry_after_s else ""
+            logger.warning("%s; it is asked again%s", error, later)
 
     def _vectors(self, content: bytes, n_texts: int, dim: int | None) -> Answer:
         try:
