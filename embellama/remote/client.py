@@ -115,7 +115,7 @@ class RemoteClient:
         self._vectors = RemoteVectors(self._options, self._config.int8_limit, servers.entry, servers.embellama)
         await servers.prepare(self._vectors.fields)
         self.entry, self.dim, self.probe = servers.entry, len(servers.probe), servers.probe
-        self._vectors.check(self.probe)
+        self._vectors.prepare(self.probe)
 
     async def _close(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -71,8 +71,8 @@ class RemoteServer:
         self.encoding: str | None = ENCODINGS[0]
 
     def is_failing(self, now: float) -> bool:
-        """Whether it failed lately, and others are to be asked before it."""
-        return not self._breaker.allows(now)
+        """Whether it failed lately, and others are to be asked before it; now and then one request tries it again."""
+        return not self._breaker.allows(now) or (self._breaker.is_open and self.n_open > 0)
 
     async def embed(self, body: RequestBody, dim: int | None) -> Answer:
         """Have texts computed.

@@ -219,7 +219,11 @@ class Servers:
             now = time.monotonic()
             if ready := [server for server in usable if server.wait_until <= now]:
                 return min(ready, key=lambda server: (server.is_failing(now), server.n_open))
-            await asyncio.sleep(min(server.wait_until for server in usable) - now)
+            wait_s = min(server.wait_until for server in usable) - now
+            if wait_s > self._config.retry_s:
+                urls = ", ".join(server.url for server in usable)
+                raise Unusable(f"{urls}: not to be asked for {wait_s:.0f} s; retry_s is {self._config.retry_s:g}")
+            await asyncio.sleep(wait_s)
 
     def _usable(self) -> list[RemoteServer]:
         return [server for server in self._servers if not server.unusable]

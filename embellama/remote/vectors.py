@@ -48,9 +48,9 @@ class RemoteVectors:
             if given and not embellama:
                 raise InvalidOption(option, f"is {getattr(options, option)!r}; only embellama's servers have it")
         #: How rows are scaled; "" where only they themselves tell.
-        self._mode = normalization_of_call(options.normalize, (embellama and entry.normalization) or "none")
-        if not embellama and options.normalize is None:
-            self._mode = ""
+        self._mode = ""
+        if embellama or options.normalize is not None:
+            self._mode = normalization_of_call(options.normalize, (embellama and entry.normalization) or "none")
 
     @property
     def fields(self) -> RequestBody:
@@ -67,10 +67,12 @@ class RemoteVectors:
             return_truncated=True,
         )
 
-    def check(self, probe: Rows) -> None:
-        """Raise `InvalidOption` if vectors like this one, ``(dim,)``, cannot be made into what is asked for."""
+    def prepare(self, probe: Rows) -> None:
+        """Prepare for rows like this one, ``(dim,)``; raise `InvalidOption` if what is asked cannot be made of them."""
+        if not self._mode:
+            self._mode = "l2" if abs(np.linalg.norm(probe.astype(np.float64)) - 1) < UNIT else "none"
         check_dimensions(self._options.dimensions, len(probe))
-        check_dtype(self._options.dtype, self._mode_of(probe[None]), self._limit)
+        check_dtype(self._options.dtype, self._mode, self._limit)
 
     def write(self, rows: Rows) -> list[NDArray[Any] | EmbellamaError]:
         """Make a vector of each row, ``(n, dim) float32``, or say why that cannot be."""
@@ -83,14 +85,6 @@ class RemoteVectors:
             return self.write(rows[:half]) + self.write(rows[half:])
 
     def _written(self, rows: Rows) -> NDArray[Any]:
-        mode = self._mode_of(rows)
         if not self._embellama and self._options.normalize:
-            rows = normalize(rows, mode)
-        return quantize(cut(rows, self._options.dimensions, mode), self._options.dtype, self._limit)
-
-    def _mode_of(self, rows: Rows) -> str:
-        """Return how rows are scaled."""
-        if self._mode:
-            return self._mode
-        lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-        return "l2" if (np.abs(lengths - 1) < UNIT).all() else "none"
+            rows = normalize(rows, self._mode)
+        return quantize(cut(rows, self._options.dimensions, self._mode), self._options.dtype, self._limit)

@@ -49,6 +49,19 @@ def test_told_to_wait_once_all_wait_once(faulty: StartFaulty, tmp_path: Path) ->
     assert max(at for at, _ in came) - told < 2.5
 
 
+def test_a_server_that_wants_nothing_for_long_ends_the_run(faulty: StartFaulty, tmp_path: Path) -> None:
+    server = faulty(turns=["ok", "ok", *["429 3600"] * 100])
+    with pytest.raises(Unavailable, match=rf"{server.url}: not to be asked for 3\d\d\d s; retry_s is 10"):
+        computed(tmp_path, texts(9), server, max_batch_size=1, retry_s=10)
+
+
+def test_a_server_that_is_silent_holds_up_one_request(faulty: StartFaulty, tmp_path: Path) -> None:
+    works, silent = faulty(), faulty(turns=["ok", *["silent"] * 100])
+    rows = rows_of(tmp_path, texts(100), works, silent, max_batch_size=1, concurrency=4, timeout_s=0.3)
+    assert [row["status"] for row in rows] == ["ok"] * 100
+    assert len(silent.requests()) < 8
+
+
 def test_a_server_that_is_killed_costs_no_row(faulty: StartFaulty, tmp_path: Path) -> None:
     stays, dies = faulty(delay_s=0.02), faulty(delay_s=0.02)
 

@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from embellama import EmbeddingEngine
 from embellama.bulk.backend import Embedded
 from embellama.bulk.remote import RemoteBackend
 from embellama.cli.flags import defaults, flags, variable
+from embellama.cli.main import main
 from embellama.errors import ConfigError, Unavailable
 from embellama.options import EmbedOptions
 from embellama.remote.config import RemoteConfig
@@ -89,9 +91,12 @@ def test_a_key_is_sent_and_never_told(faulty: StartFaulty, tmp_path: Path) -> No
 def test_what_servers_cannot_do_is_refused_before_any_work(
     faulty: StartFaulty, tmp_path: Path, flags: tuple[str, ...], says: str
 ) -> None:
-    result = bulk(server := faulty(), tmp_path, *flags)
-    assert result.returncode in (1, 2)
-    assert says in result.stderr
+    server = faulty()
+    (tmp_path / "in.txt").write_text("red\n")
+    command = ["bulk", f"{tmp_path}/in.txt", "-o", f"{tmp_path}/out.jsonl", "--url", server.url, *flags]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code in (1, 2)
+    assert says in result.output
     assert server.requests() == []
 
 
