@@ -92,7 +92,16 @@ def rate(folder: Path, model_path: str, n_rows: int, n_rounds: int) -> dict[str,
 def bulk(source: Path, model_path: str) -> Run:
     """Run the command to its end, started by a small process: Linux counts the memory of its parent as its own."""
     output = source.with_suffix(".npy")
-    command = [BIN / "embellama", "bulk", source, "-o", output, "--overwrite", "--model-path", model_path]
+    command: list[str | Path] = [
+        BIN / "embellama",
+        "bulk",
+        source,
+        "-o",
+        output,
+        "--overwrite",
+        "--model-path",
+        model_path,
+    ]
     watch = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
