@@ -17,13 +17,19 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
+from embellama.bulk.chunks import Chunker
+from embellama.bulk.job import BulkJob
+from embellama.bulk.late import WindowJob, grouped, joined, window_jobs
+from embellama.bulk.rows import LateChunk
 from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
-from embellama.errors import EmbeddingFailed, EmbellamaError, InputError
+from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, check_number
+from embellama.jobs import Job
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # The settings of a model that its vectors depend on, down to their last digits.
@@ -61,6 +67,9 @@ class Embedded(NamedTuple):
 
 Outcome = Embedded | EmbellamaError
 
+# What is embedded: a text, or a part of one that is computed with what is around it.
+Text = str | LateChunk
+
 
 class BulkBackend(Protocol):
     """Computes the texts of parts."""
@@ -72,7 +81,14 @@ class BulkBackend(Protocol):
     def facts(self) -> dict[str, object]:
         """Return, by name, what vectors depend on beside texts and options: weights, versions, kernels."""
 
-    def submit(self, texts: Sequence[str]) -> "Future[list[Outcome]]":
+    def chunker(self, job: BulkJob) -> Chunker | None:
+        """Return what cuts documents into chunks of the model's tokens, as a job says; None if it wants none.
+
+        Raises:
+            InputError: The model does not read as many tokens.
+        """
+
+    def submit(self, texts: Sequence[Text]) -> "Future[list[Outcome]]":
         """Compute texts, no two of them equal. The future fails only if no other text could be computed either."""
 
     def close(self) -> None:
@@ -131,7 +147,20 @@ class EngineBackend:
         name = self._options.prompt
         return "{text}" if name is None else self._model.jobs.prompts.apply(name, ["{text}"], self._options.fields)[0]
 
-    def submit(self, texts: Sequence[str]) -> "Future[list[Outcome]]":
+    def chunker(self, job: BulkJob) -> Chunker | None:
+        """Return what cuts documents into chunks, as `BulkBackend.chunker` says."""
+        if job.chunk_tokens is None:
+            return None
+        tokenizer = self._model.jobs.tokenizer
+        around = len(tokenizer.bare([self._prompt().replace("{text}", "a")])[0]) - len(tokenizer.bare(["a"])[0])
+        most = tokenizer.limit - tokenizer.n_special - around
+        told = (
+            f"this model reads {tokenizer.limit} tokens, of which {tokenizer.limit - most} are special or its prompt's"
+        )
+        check_number("chunk_tokens", job.chunk_tokens, told, 1, most)
+        return Chunker(tokenizer, job.chunk_tokens, job.chunk_overlap, late=job.late_chunking)
+
+    def submit(self, texts: Sequence[Text]) -> "Future[list[Outcome]]":
         """Compute texts, as `BulkBackend.submit` says, after those submitted before."""
         return self._thread.submit(self._outcomes, texts)
 
@@ -143,7 +172,15 @@ class EngineBackend:
         self._thread.shutdown(cancel_futures=True)
         self._model.close()
 
-    def _outcomes(self, texts: Sequence[str]) -> list[Outcome]:
+    def _outcomes(self, texts: Sequence[Text]) -> list[Outcome]:
+        plain = [text for text in texts if isinstance(text, str)]
+        late = [text for text in texts if not isinstance(text, str)]
+        found, found_late = iter(self._of_texts(plain)), iter(self._of_chunks(late))
+        return [next(found if isinstance(text, str) else found_late) for text in texts]
+
+    def _of_texts(self, texts: Sequence[str]) -> list[Outcome]:
+        if not texts:
+            return []
         try:
             return _embedded(self._encode(texts))
         except (InputError, EmbeddingFailed) as error:
@@ -155,12 +192,31 @@ class EngineBackend:
         outcomes = dict(zip(good, computed, strict=True))
         return [outcomes[i] if outcome is None else outcome for i, outcome in enumerate(read)]
 
+    def _of_chunks(self, chunks: Sequence[LateChunk]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        windows: list[WindowJob] = []
+        for made in window_jobs(self._model.jobs, chunks, self._options):
+            if isinstance(made, WindowJob):
+                windows.append(made)
+            else:
+                outcomes |= dict.fromkeys(*made)
+        for group in grouped(windows):
+            for window, outcome in zip(group, _by_halves(group, lambda part: self._rows(joined(part))), strict=True):
+                if isinstance(outcome, EmbellamaError):
+                    outcomes |= dict.fromkeys(window.numbers, outcome)
+                else:
+                    found = map(Embedded, outcome.vectors, window.n_tokens, [0] * len(window.numbers))
+                    outcomes |= zip(window.numbers, found, strict=True)
+        return [outcomes[number] for number in range(len(chunks))]
+
     def _tokenize(self, texts: Sequence[str]) -> list[None]:
         self._model.jobs.encode(texts, self._options)
         return [None] * len(texts)
 
     def _encode(self, texts: Sequence[str]) -> Embeddings:
-        job = self._model.jobs.encode(texts, self._options)
+        return self._rows(self._model.jobs.encode(texts, self._options))
+
+    def _rows(self, job: Job[Result]) -> Result:
         future = self._running = self._model.backend.submit(job.tokens, kind=job.kind)
         if self._closing:
             future.cancel()
@@ -175,7 +231,7 @@ def _embedded(found: Embeddings) -> list[Outcome]:
 
 
 def _by_halves(
-    texts: Sequence[str], attempt: Callable[[Sequence[str]], Sequence[Result]]
+    texts: Sequence[Item], attempt: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> list[Result | EmbellamaError]:
     """Attempt texts together, and where one is at fault each half by itself, until it is alone."""
     try:

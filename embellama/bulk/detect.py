@@ -1,12 +1,11 @@
 """Find out how an input is read: its compression, format, encoding, and a CSV's dialect.
 
-the first bytes ── magic ──► gzip, zstd, Parquet, Arrow
+the first bytes ── magic ──► gzip, zstd, Parquet, Arrow, PDF
                 └─ decoded ──► JSON lines ── the file's name, or rows of as many columns ──► CSV, or plain lines
 
 Content wins over names; names decide where content does not tell.
 """
 
-import codecs
 import csv
 import io
 import itertools
@@ -15,24 +14,18 @@ from typing import IO
 
 import msgspec
 
-from embellama.bulk.extra import extra
+from embellama.bulk.encodings import encoding_of
 from embellama.bulk.files import Source, decompressed, standard_input
 from embellama.bulk.job import BulkJob
 from embellama.bulk.readers import reader_of
-from embellama.errors import ConfigError, InputError
+from embellama.errors import InputError
 
 # So much of an input is looked at. Less may show no letter beyond ASCII; more is read again by a run that goes on.
 HEAD_BYTES = 64 * 1024
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+PDF = b"%PDF-"
 NAMES = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines", ".md": "lines",
 }  # fmt: skip
@@ -52,11 +45,13 @@ def detect(path: str, job: BulkJob) -> Source:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     if not head:
         raise InputError(f"{path} is empty")
+    if job.format == "documents" or (job.format == "auto" and head.startswith(PDF)):
+        return _document(path, head, compression, job)
     table = next((name for magic, name in TABLES.items() if head.startswith(magic)), "")
     if table or job.format in ("parquet", "arrow"):
         source = Source(path, table or job.format, compression, "")
     else:
-        encoding = _encoding(head, job)
+        encoding = encoding_of(head, job.encoding)
         text = head.decode(encoding, "replace")
         format = job.format if job.format != "auto" else _format(text, path)
         source = Source(path, format, compression, encoding)
@@ -66,6 +61,13 @@ def detect(path: str, job: BulkJob) -> Source:
             header = _is_header(first, job) if job.header is None else job.header
             source = msgspec.structs.replace(source, delimiter=delimiter, header=header)
     return msgspec.structs.replace(source, columns=_columns(source, head))
+
+
+def _document(path: str, head: bytes, compression: str, job: BulkJob) -> Source:
+    if path == "-":
+        raise InputError("standard input is not read as a document; name a file")
+    encoding = encoding_of(b"", job.encoding) if job.encoding else ""
+    return Source(path, "pdf" if head.startswith(PDF) else "text", compression, encoding)
 
 
 def _columns(source: Source, head: bytes) -> tuple[str, ...]:
@@ -86,28 +88,9 @@ def _head(path: str) -> tuple[bytes, str]:
     compression = next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), "")
     if compression:
         stream: IO[bytes] = io.BufferedReader(io.BytesIO(head)) if path == "-" else open(path, "rb")  # noqa: SIM115
-        with decompressed(stream, compression) as plain:
+        with decompressed(stream, compression, path) as plain:
             head = plain.read1(HEAD_BYTES)  # what is there: of standard input, perhaps no more
     return head, compression
-
-
-def _encoding(head: bytes, job: BulkJob) -> str:
-    if job.encoding:
-        try:
-            return codecs.lookup(job.encoding).name
-        except LookupError:
-            raise ConfigError(f"encoding is {job.encoding!r}, which Python does not know") from None
-    for mark, name in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return name
-    try:
-        # A character may be cut in two at the end.
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        return "utf-8"
-    except UnicodeDecodeError:
-        best = extra("charset_normalizer", "files that are not UTF-8").from_bytes(head).best()
-        # Where nothing fits, rows that are not UTF-8 fail one by one.
-        return best.encoding if best and len(head) > 64 else "utf-8"
 
 
 def _format(text: str, path: str) -> str:

@@ -12,6 +12,19 @@ from typing import BinaryIO
 from embellama.errors import ConfigError
 
 
+def check_place(what: str, path: str | Path) -> None:
+    """Raise `ConfigError` unless a file can be written at a path; an empty one, and "-", is none."""
+    if not path or path == "-":
+        return
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"{what} is {path}: {'cannot write into' if folder.is_dir() else 'there is no folder'} {folder}"
+        )
+    if Path(path).is_dir():
+        raise ConfigError(f"{what} is {path}, which is a folder")
+
+
 class OutputFile:
     """A file on its way.
 

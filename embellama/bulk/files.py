@@ -62,14 +62,14 @@ class Identity(msgspec.Struct, frozen=True):
         return cls(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, found)
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     """An input, and how it is read. A run that goes on reads it in the same way.
 
     Attributes:
         path: Its path; "-" is standard input.
-        format: ``csv``, ``jsonl``, ``lines``, ``parquet`` or ``arrow``.
+        format: ``csv``, ``jsonl``, ``lines``, ``parquet`` or ``arrow``; of documents ``text`` or ``pdf``.
         compression: ``gzip``, ``zstd`` or "".
-        encoding: Of its text.
+        encoding: Of its text; of a document "" if it is found when it is read.
         delimiter: Between a CSV's columns.
         header: Whether a CSV's first row names its columns.
         columns: Names of the columns of its first row.
@@ -78,7 +78,7 @@ class Source(msgspec.Struct, frozen=True):
     path: str
     format: str
     compression: str = ""
-    encoding: str = "utf-8"
+    encoding: str = ""
     delimiter: str = ","
     header: bool = False
     columns: tuple[str, ...] = ()
@@ -89,6 +89,11 @@ class Source(msgspec.Struct, frozen=True):
         return self.path != "-" and not self.compression and not self.encoding.startswith(WIDE)
 
     @property
+    def is_document(self) -> bool:
+        """Whether it is read as a whole or by pages, not by rows."""
+        return self.format in ("text", "pdf")
+
+    @property
     def line_encoding(self) -> str:
         """The encoding of its lines, as `Lines` gives them."""
         return "utf-8" if self.encoding.startswith(WIDE) else self.encoding
@@ -96,7 +101,7 @@ class Source(msgspec.Struct, frozen=True):
     def open(self, at: int = 0) -> IO[bytes]:
         """Open it at a byte of what comes out of it."""
         raw = standard_input() if self.path == "-" else open(self.path, "rb")  # noqa: SIM115
-        stream: IO[bytes] = decompressed(raw, self.compression)
+        stream: IO[bytes] = decompressed(raw, self.compression, self.path)
         if self.encoding.startswith(WIDE):
             stream = io.BufferedReader(_Transcoded(stream, self.encoding), CHUNK_BYTES)
         if self.seekable:
@@ -141,11 +146,32 @@ def standard_input() -> io.BufferedReader:
     return io.BufferedReader(sys.stdin.buffer.raw, CHUNK_BYTES)  # type: ignore[union-attr]
 
 
-def decompressed(stream: IO[bytes], compression: str) -> Any:
-    """Undo a compression; "" is none."""
-    if not compression:
-        return stream
-    return io.BufferedReader(arrow().CompressedInputStream(stream, compression), CHUNK_BYTES)
+def decompressed(stream: IO[bytes], compression: str, path: str) -> Any:
+    """Undo the compression of what is read of `path`; "" is none. Reading raises `InputError` where it is broken."""
+    return io.BufferedReader(_Decompressed(stream, compression, path), CHUNK_BYTES) if compression else stream
+
+
+class _Decompressed(io.RawIOBase):
+    """What a compressed stream holds."""
+
+    def __init__(self, stream: IO[bytes], compression: str, path: str):
+        self._plain, self._named = arrow().CompressedInputStream(stream, compression), f"{path}: its {compression} data"
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._plain.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._plain.read(len(buffer))
+        except OSError as error:
+            raise InputError(f"{self._named} is broken: {error}") from None
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Transcoded(io.RawIOBase):

@@ -9,7 +9,7 @@ from msgspec import Meta
 from embellama.errors import ConfigError, check_number
 from embellama.options import EmbedOptions
 
-Format = Literal["auto", "csv", "jsonl", "lines", "parquet", "arrow"]
+Format = Literal["auto", "csv", "jsonl", "lines", "parquet", "arrow", "documents"]
 
 # Options that change nothing in the output, so that a resumed run may have others; inputs have identities of their own.
 FREE = ("inputs", "output", "resume", "overwrite", "allowed_failure_rate", "summary")
@@ -19,7 +19,7 @@ class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What to embed, how, and where to.
 
     Attributes:
-        inputs: Files, or "-" for standard input.
+        inputs: Files, folders of documents, or "-" for standard input.
     """
 
     inputs: Annotated[tuple[str, ...], Meta(extra={"flag": ""})] = ()
@@ -31,6 +31,15 @@ class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ),
     ] = ""
     format: Annotated[Format, Meta(description="Format of the inputs; auto finds it by their content.")] = "auto"
+    chunk_tokens: Annotated[
+        int | None, Meta(description="Cut documents into chunks of so many tokens at most, between words.")
+    ] = None
+    chunk_overlap: Annotated[
+        int, Meta(ge=0, description="Begin a chunk with the last words of the one before, up to so many tokens.")
+    ] = 0
+    late_chunking: Annotated[
+        bool, Meta(description="Compute chunks together, so that each knows what is around it.")
+    ] = False
     encoding: Annotated[str, Meta(description="Encoding of CSV, JSONL and lines; found by default.")] = ""
     header: Annotated[
         bool | None, Meta(description="Whether a CSV's first row names its columns; found by default.")
@@ -67,6 +76,7 @@ class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ConfigError(
                 f"column {self.column!r} and template {self.template!r} are two ways to make a text; give one"
             )
+        self._check_chunks()
         if self.limit is not None:
             check_number("limit", self.limit, "it must be at least 1", 1)
         if self.resume and self.overwrite:
@@ -74,9 +84,26 @@ class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.resume and "-" in (*self.inputs, self.output):
             raise ConfigError("standard input and output cannot be gone on with; resume needs files")
         for path in self.inputs:
-            if path != "-" and self.output != "-" and Path(path).resolve() == Path(self.output).resolve():
-                raise ConfigError(f"{path} is an input and the output")
+            for what, other in (("output", self.output), ("summary", self.summary)):
+                if path != "-" and other not in ("-", "") and Path(path).resolve() == Path(other).resolve():
+                    raise ConfigError(f"{path} is an input and the {what}")
         return self
+
+    def _check_chunks(self) -> None:
+        """Raise `ConfigError` or `InvalidOption` if the options for chunks do not go together."""
+        if self.chunk_tokens is None:
+            if self.chunk_overlap or self.late_chunking:
+                raise ConfigError("chunk_overlap and late_chunking are of chunks; give chunk_tokens, too")
+            return
+        check_number("chunk_tokens", self.chunk_tokens, "it must be at least 1", 1)
+        most = self.chunk_tokens - 1
+        check_number("chunk_overlap", self.chunk_overlap, f"it must be at most {most}, less than chunk_tokens", 0, most)
+        if self.truncate != "none" or self.window_overlap is not None:
+            raise ConfigError(
+                "chunk_tokens, truncate and window_overlap are ways to read a long text; give one of them"
+            )
+        if self.late_chunking and (self.prompt is not None or self.template):
+            raise ConfigError("late_chunking computes a chunk in its text, so it has no prompt or template of its own")
 
     @property
     def embed_options(self) -> EmbedOptions:

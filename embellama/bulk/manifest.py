@@ -12,9 +12,12 @@ from typing import Any, Literal
 import msgspec
 
 from embellama.bulk.durable import write_whole
-from embellama.bulk.files import Identity, Source
+from embellama.bulk.inputs import Input
 from embellama.bulk.rows import Position
 from embellama.errors import ConfigError
+
+# So many changes are named to who asks for another job than was begun.
+MOST_CHANGES = 5
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -42,13 +45,6 @@ class Counts(msgspec.Struct, frozen=True):
         return Counts(*map(operator.sub, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
-class Input(msgspec.Struct, frozen=True):
-    """An input: how it is read, and what tells it from others; standard input has no identity."""
-
-    source: Source
-    identity: Identity | None
-
-
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a run was asked, with what, and how far it is.
 
@@ -56,7 +52,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         state: ``running``; ``written`` when every part is; ``complete`` when the output is in its place.
         options: Options of the job that the output depends on.
         model: What vectors depend on: weights, prompt, settings, versions.
-        inputs: The inputs.
+        packages: Versions of packages that the output depends on beside those of the model.
+        inputs: The inputs, each document of a folder by itself.
         counts: What was done.
         position: The place in the inputs after the last part.
         lengths: Bytes written to each file.
@@ -67,6 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["running", "written", "complete"] = "running"
     options: dict[str, Any]
     model: dict[str, Any]
+    packages: dict[str, str] = {}
     inputs: list[Input]
     counts: Counts = Counts()
     position: Position = Position()
@@ -101,17 +99,31 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def check_same(self, other: "Manifest") -> None:
         """Raise `ConfigError` naming what is not as in `other`, which is asked for now."""
         mine, theirs = (msgspec.json.decode(msgspec.json.encode(each)) for each in (self, other))  # as they are read
-        found = [
-            change for part in ("options", "inputs", "model") for change in _changes(part, mine[part], theirs[part])
-        ]
+        parts = ("options", "model", "packages")
+        found = [change for part in parts for change in _changes(part, mine[part], theirs[part])]
+        found += _changed_inputs(mine["inputs"], theirs["inputs"])
         if found:
-            raise ConfigError(f"the run cannot be gone on with: {'; '.join(found)}")
+            more = f"; and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
+            raise ConfigError(f"the run cannot be gone on with: {'; '.join(found[:MOST_CHANGES])}{more}")
+
+
+def _changed_inputs(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:
+    paths, paths_now = ([each["source"]["path"] for each in inputs] for inputs in (was, now))
+    if paths == paths_now:
+        for path, mine, theirs in zip(paths, was, now, strict=True):
+            yield from (f"{path}: {change}" for change in _changes("", mine["identity"], theirs["identity"]))
+        return
+    gone, new = dict.fromkeys(paths).keys() - {*paths_now}, dict.fromkeys(paths_now).keys() - {*paths}
+    yield from (f"{path} is no longer there" for path in sorted(gone))
+    yield from (f"{path} is new" for path in sorted(new))
+    if not gone and not new:
+        yield "the inputs come in another order"
 
 
 def _changes(name: str, was: Any, now: Any) -> Iterator[str]:
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*was, *now]):
-            yield from _changes(f"{name}.{key}", was.get(key), now.get(key))
+            yield from _changes(f"{name}.{key}" if name else key, was.get(key), now.get(key))
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for number, (mine, theirs) in enumerate(zip(was, now, strict=True)):
             yield from _changes(f"{name}[{number}]", mine, theirs)

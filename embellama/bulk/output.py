@@ -3,7 +3,6 @@
 open ──► append: a part's bytes to disk, then the manifest that counts them ──► finish: the file in its place
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from embellama.bulk.durable import OutputFile, put_in_place
+from embellama.bulk.durable import OutputFile, check_place, put_in_place
 from embellama.bulk.job import BulkJob
 from embellama.bulk.manifest import Manifest
 from embellama.bulk.writers import Writer
@@ -55,11 +54,8 @@ class FileOutput:
         self._files: list[OutputFile] = []
 
     def earlier(self) -> Manifest | None:
-        folder, path = self._path.parent, self._path
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(f"output is {path}: {'cannot write into' if folder.is_dir() else 'there is no'} {folder}")
-        if path.is_dir():
-            raise ConfigError(f"output is {path}, which is a folder")
+        path = self._path
+        check_place("output", path)
         if self._job.overwrite:
             return None
         manifest = Manifest.read(path)

@@ -29,6 +29,11 @@ class Log:
     ) -> None:
         pass
 
+    def note(self, line: str) -> None:
+        """Tell what is worth knowing before the work."""
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
+
     def update(self, done: Counts, share: float | None) -> None:
         """Tell what was done in this run, and which share of the inputs was read, if that is known."""
         text = self._text(done, share)

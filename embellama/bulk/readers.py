@@ -1,24 +1,30 @@
 """Readers of inputs: records from any place on, each with the place after it.
 
-Source ── reader_of ──► TextLines, JsonLines, Csv ── records(at) ──► (record, the place after it)
+Source ── reader_of ──► TextLines, JsonLines, Csv, tables, documents ── records(at) ──► (record, the place after it)
 
 A row that cannot be read is a `RowError` in place of its record; the rows after it are read as ever.
 """
 
 import csv
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import msgspec
 
+from embellama.bulk.documents import Document
 from embellama.bulk.files import MAX_ROW_BYTES, Lines, Source
+from embellama.bulk.pdf import Pdf
 from embellama.bulk.rows import Record, RowError, RowTooLong
 from embellama.bulk.tables import ArrowTable, ParquetTable
 from embellama.errors import InputError
 
 #: The column of what has no names for columns.
 TEXT = "text"
+
+#: A line of JSON: an object with columns, or a text.
+JsonLine = dict[str, Any] | str
 
 
 class Reader(Protocol):
@@ -45,8 +51,8 @@ def reader_of(source: Source) -> Reader:
     return _READERS[source.format](source)
 
 
-class _Textual:
-    """Reads a file of lines."""
+class _Textual(ABC):
+    """Reads a file of text."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -64,14 +70,8 @@ class _Textual:
         with self._source.open(at) as stream:
             yield from self._read(Lines(stream, at))
 
-    def _read(self, lines: Lines) -> Iterator[tuple[Record, int]]:
-        for line in lines:
-            record = line if isinstance(line, RowTooLong) else self._record(line)
-            if record is not None:
-                yield record, lines.at
-
-    def _record(self, line: bytes) -> Record | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, lines: Lines) -> Iterator[tuple[Record, int]]: ...
 
     def _decoded(self, line: bytes) -> str:
         try:
@@ -81,7 +81,20 @@ class _Textual:
             raise RowError(f"the row is not {self._source.encoding}: {reason}") from None
 
 
-class TextLines(_Textual):
+class _LineByLine(_Textual):
+    """Reads a file of which each line is a record."""
+
+    def _read(self, lines: Lines) -> Iterator[tuple[Record, int]]:
+        for line in lines:
+            record = line if isinstance(line, RowTooLong) else self._record(line)
+            if record is not None:
+                yield record, lines.at
+
+    @abstractmethod
+    def _record(self, line: bytes) -> Record | None: ...
+
+
+class TextLines(_LineByLine):
     """Reads a text from each line."""
 
     def _record(self, line: bytes) -> Record | None:
@@ -91,21 +104,21 @@ class TextLines(_Textual):
             return error
 
 
-class JsonLines(_Textual):
+class JsonLines(_LineByLine):
     """Reads an object, or a text, from each line that is not blank."""
 
     def _record(self, line: bytes) -> Record | None:
         if not line.strip():
             return None
         try:
-            value = msgspec.json.decode(self._decoded(line))
+            value = msgspec.json.decode(self._decoded(line), type=JsonLine)
+        except msgspec.ValidationError:
+            return RowError("the row is neither a JSON object nor a JSON string")
         except msgspec.DecodeError as error:
             return RowError(f"the row is not JSON: {error}")
         except RowError as error:
             return error
-        if isinstance(value, str):
-            return {TEXT: value}
-        return value if isinstance(value, dict) else RowError("the row is neither a JSON object nor a JSON string")
+        return {TEXT: value} if isinstance(value, str) else value
 
 
 class Csv(_Textual):
@@ -159,4 +172,6 @@ _READERS: dict[str, Callable[[Source], Reader]] = {
     "csv": Csv,
     "parquet": ParquetTable,
     "arrow": ArrowTable,
+    "text": Document,
+    "pdf": Pdf,
 }

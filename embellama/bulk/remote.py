@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from embellama.bulk.backend import Embedded, Outcome
+from embellama.bulk.backend import Embedded, Outcome, Text
+from embellama.bulk.chunks import Chunker
+from embellama.bulk.job import BulkJob
+from embellama.errors import ConfigError
 from embellama.options import EmbedOptions
 from embellama.remote.client import RemoteClient, RemoteOutcome, RemoteVector
 from embellama.remote.config import RemoteConfig
@@ -58,8 +61,14 @@ class RemoteBackend:
             "int8_limit": self._config.int8_limit,
         }
 
-    def submit(self, texts: Sequence[str]) -> "Future[list[Outcome]]":
-        """Compute texts, as `BulkBackend.submit` says."""
+    def chunker(self, job: BulkJob) -> Chunker | None:
+        """Return None; raise `ConfigError` if the job wants chunks, as servers do not tell where tokens begin."""
+        if job.chunk_tokens is not None:
+            raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
+        return None
+
+    def submit(self, texts: Sequence[Text]) -> "Future[list[Outcome]]":
+        """Compute texts, as `BulkBackend.submit` says; there are no chunks among them."""
         made: Future[list[Outcome]] = Future()
 
         def finish(done: "Future[list[RemoteOutcome]]") -> None:
@@ -70,7 +79,7 @@ class RemoteBackend:
             else:
                 made.set_result([Embedded(*each) if isinstance(each, RemoteVector) else each for each in done.result()])
 
-        self._client.embed(texts).add_done_callback(finish)
+        self._client.embed([text for text in texts if isinstance(text, str)]).add_done_callback(finish)
         return made
 
     def close(self) -> None:

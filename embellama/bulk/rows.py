@@ -1,13 +1,14 @@
 """`Row`: one row of an input as the pipeline carries it, and how it is made of a record.
 
-a reader's record ── RowMaker: column or template, id ──► Row ── parts_of ──► Part ──► BulkBackend
+a reader's record ── Chunker, of documents ──► Read ── RowMaker: column or template, id ──► Row ── parts_of ──► Part
 
 A record is a row's columns, or the `RowError` that says why it has none.
 """
 
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
 
 from embellama.bulk.job import BulkJob
 from embellama.errors import ConfigError, InputError
@@ -21,6 +22,19 @@ class RowError(InputError):
     """A row of the input cannot be read; it fails, and the others go on."""
 
     code: ClassVar[str | None] = "invalid_row"
+    #: What is known of the row all the same.
+    columns: Mapping[str, Any] = MappingProxyType({})
+
+    def of(self, columns: Mapping[str, Any]) -> Self:
+        """Return this error with what is known of the row."""
+        self.columns = columns
+        return self
+
+
+class NoText(RowError):
+    """There is no text where one was looked for, such as on a page that is a picture."""
+
+    code: ClassVar[str | None] = "no_text"
 
 
 class RowTooLong(RowError):
@@ -41,14 +55,44 @@ Record = Mapping[str, Any] | RowError
 class Position(NamedTuple):
     """A place between two rows of the inputs.
 
-    source: The number of the input.
-    at: The place in it: a byte for files of lines, a row for tables.
+    source: The number of the input, or of the document.
+    at: The place in it: a byte for files of lines, a row for tables, a page for documents.
     row: Rows before it in all inputs.
+    chunk: Chunks before it of what is there.
     """
 
     source: int = 0
     at: int = 0
     row: int = 0
+    chunk: int = 0
+
+
+class LateChunk(NamedTuple):
+    """A part of a text, to be computed with the text around it ("late chunking").
+
+    window: The text, no longer than the model reads.
+    start: The part's first character.
+    stop: The character after its last.
+    """
+
+    window: str
+    start: int
+    stop: int
+
+
+class Read(NamedTuple):
+    """A record that was read.
+
+    record: The record.
+    at: The place after it, or its own if more of its chunks follow.
+    chunk: Its chunks up to here; 0 if it has no more.
+    late: What is computed in the place of its text.
+    """
+
+    record: Record
+    at: int
+    chunk: int = 0
+    late: LateChunk | None = None
 
 
 class Row(NamedTuple):
@@ -59,6 +103,7 @@ class Row(NamedTuple):
     text: What is embedded; None if the row is wrong.
     error: Why it is wrong.
     columns: The columns that are written to the output, too.
+    late: What is computed in the place of its text.
     """
 
     number: int
@@ -66,6 +111,7 @@ class Row(NamedTuple):
     text: str | None
     error: RowError | None
     columns: Mapping[str, Any] | None
+    late: LateChunk | None = None
 
 
 class Part(NamedTuple):
@@ -84,33 +130,34 @@ class Part(NamedTuple):
 class RowMaker:
     """Makes rows of records, as a job says."""
 
-    def __init__(self, job: BulkJob, columns: Sequence[str]):
-        """Prepare for records with `columns`, those of the first one.
+    def __init__(self, job: BulkJob, columns: Sequence[str], id_column: str = ""):
+        """Prepare for records with `columns`, those of the first one, and an id in `id_column` if the job names none.
 
         Raises:
             ConfigError: A column that the job names is not among them, or it is not clear which has the text.
         """
         self._job = job
+        self._id_column = job.id_column or id_column
         self._template = _parsed(job.template) if job.template else [("", _text_column(job, columns))]
-        wanted = [name for _, name in self._template if name] + ([job.id_column] if job.id_column else [])
+        wanted = [name for _, name in self._template if name] + ([self._id_column] if self._id_column else [])
         for name in wanted:
             if name not in columns:
                 raise ConfigError(f"there is no column {name!r}; the input has {_listed(columns)}")
         #: The columns that are read.
         self.columns: list[str] | None = None if job.keep_columns else list(dict.fromkeys(wanted))
 
-    def row(self, index: int, record: Record) -> Row:
+    def row(self, index: int, read: Read) -> Row:
         """Make one row."""
-        if isinstance(record, RowError):
-            return Row(index, None, None, record, None)
-        job = self._job
-        kept = record if job.keep_columns else None
-        id = record.get(job.id_column) if job.id_column else None
+        record, error = (read.record.columns, read.record) if isinstance(read.record, RowError) else (read.record, None)
+        kept = record if self._job.keep_columns else None
+        id = record.get(self._id_column) if self._id_column else None
+        if error is not None:
+            return Row(index, id, None, error, kept)
         try:
             text = "".join(literal + (_text_of(record, name) if name else "") for literal, name in self._template)
         except RowError as error:
             return Row(index, id, None, error, kept)
-        return Row(index, id, text, None, kept)
+        return Row(index, id, text, None, kept, read.late)
 
 
 def parts_of(rows: Iterable[tuple[Row, Position]], job: BulkJob) -> Iterator[Part]:
@@ -120,7 +167,7 @@ def parts_of(rows: Iterable[tuple[Row, Position]], job: BulkJob) -> Iterator[Par
     end = Position()
     for row, end in rows:
         n_read += 1
-        if job.skip_empty and row.text is not None and not row.text.strip():
+        if job.skip_empty and (isinstance(row.error, NoText) or (row.text is not None and not row.text.strip())):
             n_skipped += 1
         else:
             held.append(row)

@@ -1,6 +1,6 @@
 """Run a job: rows in, vectors out, from where an earlier run was ended.
 
-inputs ── a thread: reader, RowMaker, parts_of ──► a queue of one part ──► BulkBackend ──► Writer ──► Output
+inputs ── a thread: rows_of, parts_of ──► a queue of one part ──► BulkBackend ──► Writer ──► Output
                                                                                                         │
                                              Manifest: where to go on ◄── once the part is on disk ◄────╯
 
@@ -10,6 +10,7 @@ comes after that is cut off, and computed again in the same parts.
 """
 
 import contextlib
+import importlib.metadata
 import itertools
 import queue
 import threading
@@ -17,20 +18,20 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from embellama.bulk.backend import BulkBackend, Embedded, EngineBackend, Outcome
-from embellama.bulk.detect import detect
+from embellama.bulk.backend import BulkBackend, Embedded, EngineBackend, Outcome, Text
+from embellama.bulk.durable import check_place
 from embellama.bulk.extra import extra
-from embellama.bulk.files import Identity
+from embellama.bulk.inputs import Input, inputs_of, makers_of, rows_of, share_of
 from embellama.bulk.job import BulkJob
-from embellama.bulk.manifest import Counts, Input, Manifest
+from embellama.bulk.manifest import Counts, Manifest
 from embellama.bulk.output import output_of
 from embellama.bulk.progress import Log
-from embellama.bulk.readers import reader_of
-from embellama.bulk.rows import Part, Position, Row, RowMaker, parts_of
+from embellama.bulk.rows import Part, parts_of
 from embellama.bulk.writers import writer_of
 from embellama.config import EngineConfig
 from embellama.remote.config import RemoteConfig
@@ -71,12 +72,14 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
     job = job.checked()
     output = output_of(job)
     earlier = output.earlier()
-    inputs = _inputs(job, earlier)
-    makers = [RowMaker(job, each.source.columns) for each in inputs]
+    check_place("summary", job.summary)
+    inputs = inputs_of(job, earlier.inputs if earlier else [], progress.note)
+    makers = makers_of(job, inputs)
     with progress, contextlib.closing(output), contextlib.closing(_backend(job, config, earlier)) as backend:
         asked = Manifest(
             options=job.fixed_options(),
             model=backend.facts(),
+            packages=_packages(job, inputs),
             inputs=inputs,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -87,7 +90,7 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
         writer = writer_of(job, backend.dim)
         output.open(writer, manifest)
         if manifest.state == "running":
-            read = parts_of(_rows(job, inputs, makers, manifest.position), job)
+            read = parts_of(rows_of(job, inputs, makers, backend.chunker(job), manifest.position), job)
             with _read_ahead(read) as parts:
                 for part, outcomes in _computed(parts, backend):
                     manifest = msgspec.structs.replace(
@@ -97,20 +100,17 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
                         seconds=round(seconds + time.monotonic() - started, 3),
                     )
                     output.append(writer.part(part.rows, outcomes), manifest)
-                    progress.update(manifest.counts - before, _share(job, inputs, part.end))
+                    progress.update(manifest.counts - before, share_of(job, inputs, part.end))
         output.finish(manifest)
     took = round(time.monotonic() - started, 3)
     return Summary(output=job.output, counts=manifest.counts, resumed_at=before.rows, seconds=took)
 
 
-def _inputs(job: BulkJob, earlier: Manifest | None) -> list[Input]:
-    """Look at the inputs; one that an earlier run looked at is read as it was then."""
-    known = {each.source.path: each.source for each in earlier.inputs} if earlier else {}
-    found = []
-    for path in job.inputs:
-        identity = Identity.of(path) if path != "-" else None
-        found.append(Input(known.get(path) or detect(path, job), identity))
-    return found
+def _packages(job: BulkJob, inputs: Sequence[Input]) -> dict[str, str]:
+    """Return the versions of the packages beside the model's that the output's bytes depend on."""
+    names = {"pdf": "pypdf", "parquet": "pyarrow", "arrow": "pyarrow"}
+    kinds = {each.source.format for each in inputs} | {Path(job.output).suffix.lower().removeprefix(".")}
+    return {name: importlib.metadata.version(name) for name in sorted({names[kind] for kind in kinds & names.keys()})}
 
 
 def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifest | None) -> BulkBackend:
@@ -123,23 +123,6 @@ def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifes
     from embellama.bulk.remote import RemoteBackend  # with packages that only it needs
 
     return RemoteBackend(config, job.embed_options, before)
-
-
-def _rows(
-    job: BulkJob, inputs: Sequence[Input], makers: Sequence[RowMaker], start: Position
-) -> Iterator[tuple[Row, Position]]:
-    """Read rows from a place on, each with the place after it."""
-    index, at = start.row, start.at
-    stop = float("inf") if job.limit is None else job.offset + job.limit
-    for number in range(start.source, len(inputs)):
-        maker = makers[number]
-        for record, after in reader_of(inputs[number].source).records(at, maker.columns):
-            if index >= stop:
-                return
-            index += 1
-            if index > job.offset:
-                yield maker.row(index - 1, record), Position(number, after, index)
-        at = 0
 
 
 @contextlib.contextmanager
@@ -212,8 +195,9 @@ def _computed(parts: Iterable[Part], backend: BulkBackend) -> Iterator[tuple[Par
 
 def _submit(part: Part, backend: BulkBackend) -> _Submitted:
     """Submit the texts of a part, equal ones once."""
-    numbers: dict[str, int] = {}
-    places = [-1 if row.text is None else numbers.setdefault(row.text, len(numbers)) for row in part.rows]
+    numbers: dict[Text, int] = {}
+    texts = [row.late or row.text for row in part.rows]
+    places = [-1 if text is None else numbers.setdefault(text, len(numbers)) for text in texts]
     return _Submitted(part, places, backend.submit(list(numbers)))
 
 
@@ -226,11 +210,3 @@ def _counts(part: Part, outcomes: Sequence[Outcome]) -> Counts:
         tokens=round(sum(each.mean_tokens if each.n_tokens is None else each.n_tokens for each in embedded)),
         cut=sum(bool(each.n_cut) for each in embedded),
     )
-
-
-def _share(job: BulkJob, inputs: Sequence[Input], position: Position) -> float | None:
-    """Return which share of the inputs was read; None if that is not known."""
-    if job.limit is not None:
-        return min(1.0, (position.row - job.offset) / job.limit)
-    size = reader_of(inputs[position.source].source).size
-    return None if size is None else (position.source + position.at / size) / len(inputs)

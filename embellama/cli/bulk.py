@@ -23,11 +23,11 @@ TOO_MANY_FAILED = 3
 @call_options(BulkJob, file="job")
 @click.argument("inputs", nargs=-1, metavar="INPUT…")
 def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence[str]) -> None:
-    """Embed each row of INPUTs, files or - for standard input, and write the vectors to a file.
+    """Embed each row of INPUTs, files, folders or - for standard input, and write the vectors to a file.
 
-    CSV, JSON lines, plain lines, Parquet and Arrow, also compressed with gzip or zstd. A row that cannot be embedded
-    fails by itself. A run that was ended goes on with --resume. A model in this process computes (--model-path), or
-    other servers do (--url).
+    CSV, JSON lines, plain lines, Parquet and Arrow, also compressed with gzip or zstd; PDFs by pages, and folders of
+    .txt, .md and .pdf. A row that cannot be embedded fails by itself. A run that was ended goes on with --resume. A
+    model in this process computes (--model-path), or other servers do (--url).
     """
     job = msgspec.structs.replace(options, inputs=tuple(inputs)) if inputs else options
     hint = "" if job.output == "-" else "; what was written is kept, and --resume goes on"
@@ -38,11 +38,19 @@ def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence
     except OSError as error:
         raise click.ClickException(f"{error.filename or job.output}: {error.strerror or error}{hint}") from error
     if job.summary:
-        with open(job.summary, "w", encoding="utf-8") as file:
-            file.write(json_line(summary) + "\n")
+        _write_summary(job.summary, summary)
     click.echo(_told(summary), err=True)
     if summary.failure_rate > job.allowed_failure_rate:
         click.get_current_context().exit(TOO_MANY_FAILED)
+
+
+def _write_summary(path: str, summary: Summary) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json_line(summary) + "\n")
+    except OSError as error:
+        reason = f"the summary cannot be written: {error.strerror or error}"
+        raise click.ClickException(f"{path}: {reason}; {summary.output} is complete") from error
 
 
 def _told(summary: Summary) -> str:

@@ -10,6 +10,7 @@ from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
 from embellama.cli.keys import keys
 from embellama.cli.output import Group, check_output
+from embellama.cli.schema import schema
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -19,5 +20,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, bulk, inspect, devices, bench, keys):
+for command in (embed, bulk, inspect, devices, bench, keys, schema):
     main.add_command(command)

@@ -8,9 +8,11 @@ from embellama_server import hangups  # before all that takes time
 # isort: split
 
 import click
+import msgspec
 
 from embellama import __version__
 from embellama.cli.flags import SectionedCommand, config_options
+from embellama.cli.output import write_line
 from embellama.config import EngineConfig
 from embellama_server.config import ServerConfig
 
@@ -34,12 +36,31 @@ SECTIONS = {
 }
 
 
+def _show_schema(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """Print a JSON Schema instead of serving."""
+    if name is None:
+        return
+    from embellama.cli.schema import schema_of
+    from embellama_server.schemas import TYPES
+
+    write_line(msgspec.json.format(msgspec.json.encode(schema_of(TYPES[name]))).decode())
+    context.exit()
+
+
 @click.command(
     cls=SectionedCommand,
     sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.version_option(__version__, prog_name="embellama-server")
+@click.option(
+    "--schema",
+    type=click.Choice(["request", "response", "config"]),
+    is_eager=True,
+    expose_value=False,
+    callback=_show_schema,
+    help="Show a JSON Schema: of POST /v1/embeddings, or of the file of --config.",
+)
 @config_options(ServerConfig, file=True)
 def main(config: ServerConfig) -> None:
     """Serve embeddings of GGUF models over HTTP, to clients of OpenAI, Cohere, Jina, Voyage, Ollama and TEI.

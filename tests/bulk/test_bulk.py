@@ -101,7 +101,7 @@ def test_a_job_file_holds_what_flags_say(bulk: Bulk, tmp_path: Path) -> None:
         (("--column", "title"), "there is no column 'title'; the input has 'id', 'text'"),
         (("--template", "{title}"), "there is no column 'title'"),
         (("--part-rows", "0"), "--part-rows is 0; it must be a whole number of at least 1"),
-        (("-o", "/nowhere/out.jsonl"), "there is no /nowhere"),
+        (("-o", "/nowhere/out.jsonl"), "there is no folder /nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(
