@@ -2,36 +2,37 @@
 
 import json
 import random
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bulk.forks import Ended, Fork, Forks, forks
+
 WORDS = ["red", "green", "blue", "one", "two", "three", "a", "b", "c", "d"]
-PROGRAM = "from embellama.cli.main import main; main(prog_name='embellama')"
 
-Bulk = Callable[..., "subprocess.CompletedProcess[str]"]
+Bulk = Callable[..., Ended]
+StartBulk = Callable[..., Fork]
 
 
-def command(tiny_path: str, *arguments: str | Path) -> list[str]:
-    """Return a command with settings that batch alike on every machine."""
-    model = ["--model-path", tiny_path, "--workers", "2", "--n-threads", "1", "--compute", "llama"]
-    return [sys.executable, "-c", PROGRAM, "bulk", *map(str, arguments), *model]
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forks(tmp_path_factory.mktemp("forks")) as forked:
+        yield forked
 
 
 @pytest.fixture
-def bulk(tiny_path: str) -> Bulk:
+def start_bulk(forked: Forks, tiny_path: str) -> StartBulk:
+    """Start the command with settings that batch alike on every machine."""
+    model = ["--model-path", tiny_path, "--workers", "2", "--n-threads", "1", "--compute", "llama"]
+    return lambda *arguments, **options: forked.start("bulk", *arguments, *model, **options)
+
+
+@pytest.fixture
+def bulk(start_bulk: StartBulk) -> Bulk:
     """Run the command to its end."""
-
-    def run(*arguments: str | Path, data: str | None = None) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command(tiny_path, *arguments), input=data, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return run
+    return lambda *arguments, **options: start_bulk(*arguments, **options).wait()
 
 
 def texts(n: int, seed: int = 0) -> list[str]:

@@ -79,8 +79,9 @@ def test_outputs_hold_the_same_vectors(bulk: Bulk, tmp_path: Path) -> None:
     assert parquet["id"].to_pylist() == ["x", "y", "z"]
 
 
-def test_standard_input_goes_to_standard_output(bulk: Bulk) -> None:
-    result = bulk("-", "-o", "-", "--dimensions", "2", data="red\nblue\n\n")
+def test_standard_input_goes_to_standard_output(bulk: Bulk, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("red\nblue\n\n")
+    result = bulk("-", "-o", "-", "--dimensions", "2", stdin=str(tmp_path / "in"))
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["status"] for row in rows] == ["ok", "ok", "failed"]
     assert result.returncode == 3
