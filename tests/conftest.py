@@ -169,12 +169,12 @@ class Server:
         wait_until(ready, "every worker is ready")
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 60, pause_s: float = 0.02) -> None:
     """Wait for something to become true; how long it takes decides nothing."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds} s in vain until {what}"
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 @contextlib.contextmanager

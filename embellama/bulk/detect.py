@@ -52,7 +52,7 @@ def detect(path: str, job: BulkJob) -> Source:
         source = Source(path, table or job.format, compression, "")
     else:
         encoding = encoding_of(head, job.encoding)
-        text = head.decode(encoding, "replace")
+        text = head.decode(encoding, "replace").removeprefix("\ufeff")
         format = job.format if job.format != "auto" else _format(text, path)
         source = Source(path, format, compression, encoding)
         if format == "csv":

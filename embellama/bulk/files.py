@@ -24,8 +24,11 @@ from embellama.errors import InputError
 # A row of more bytes fails. Larger rows would be no texts that a model reads, but cost memory.
 MAX_ROW_BYTES = 4 * 1024 * 1024
 
-# What is read at once.
+# What is read at once of a stream.
 CHUNK_BYTES = 256 * 1024
+
+# What is read at once of a file. More would be read again by a run that goes on.
+BUFFER_BYTES = 64 * 1024
 
 # Of the beginning and the end of a file, so many bytes are hashed, and at most 1/200 of it: changes that leave a file's
 # size and time as they were are rare, and a run that goes on is to read little.
@@ -100,7 +103,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def open(self, at: int = 0) -> IO[bytes]:
         """Open it at a byte of what comes out of it."""
-        raw = standard_input() if self.path == "-" else open(self.path, "rb")  # noqa: SIM115
+        raw = standard_input() if self.path == "-" else open(self.path, "rb", BUFFER_BYTES)  # noqa: SIM115
         stream: IO[bytes] = decompressed(raw, self.compression, self.path)
         if self.encoding.startswith(WIDE):
             stream = io.BufferedReader(_Transcoded(stream, self.encoding), CHUNK_BYTES)

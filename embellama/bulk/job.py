@@ -54,11 +54,12 @@ class BulkJob(EmbedOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     part_rows: Annotated[
         int,
         Meta(
-            ge=1,
+            ge=2,
             le=1_000_000,
-            description="Rows between two points at which a run can go on; equal texts among them are computed once.",
+            description="Most rows that are computed again when a run goes on. Half as many are written at a time, and "
+            "equal texts among those are computed once.",
         ),
-    ] = 4096
+    ] = 8192
     allowed_failure_rate: Annotated[
         float, Meta(ge=0, le=1, description="Share of rows that may fail before the exit status is 3.")
     ] = 0.0

@@ -70,6 +70,10 @@ class Bar(Log):
     ) -> None:
         self._bar.stop()
 
+    def note(self, line: str) -> None:
+        """Tell what is worth knowing before the work."""
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def update(self, done: Counts, share: float | None) -> None:
         """Draw it anew."""
         total = None if share is None else 1.0

@@ -14,7 +14,7 @@ from embellama.bulk.job import BulkJob
 from embellama.errors import ConfigError, InputError
 
 # A part ends at so many characters, too. Fewer, and parts of long texts are too small to fill the machine; more costs
-# memory: about five parts are held at once.
+# memory: three parts are held at once.
 PART_CHARACTERS = 4 * 1024 * 1024
 
 
@@ -161,7 +161,11 @@ class RowMaker:
 
 
 def parts_of(rows: Iterable[tuple[Row, Position]], job: BulkJob) -> Iterator[Part]:
-    """Group rows into parts. Where a part begins decides alone where it ends, so that a resumed run makes the same."""
+    """Group rows into parts. Where a part begins decides alone where it ends, so that a resumed run makes the same.
+
+    A run that is ended may have computed one part that is not yet recorded, and the next one too; so each has half of
+    the rows that may be computed again.
+    """
     held: list[Row] = []
     n_read = n_characters = n_skipped = 0
     end = Position()
@@ -172,7 +176,7 @@ def parts_of(rows: Iterable[tuple[Row, Position]], job: BulkJob) -> Iterator[Par
         else:
             held.append(row)
             n_characters += len(row.text or "")
-        if n_read >= job.part_rows or n_characters >= PART_CHARACTERS:
+        if n_read >= job.part_rows // 2 or n_characters >= PART_CHARACTERS:
             yield Part(held, end, n_skipped)
             held = []
             n_read = n_characters = n_skipped = 0

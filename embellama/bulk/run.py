@@ -1,10 +1,10 @@
 """Run a job: rows in, vectors out, from where an earlier run was ended.
 
-inputs ── a thread: rows_of, parts_of ──► a queue of one part ──► BulkBackend ──► Writer ──► Output
+inputs ── a thread: rows_of, parts_of ──► one part ahead ──► BulkBackend ──► Writer ──► Output
                                                                                                         │
                                              Manifest: where to go on ◄── once the part is on disk ◄────╯
 
-While a part is computed, the one before is written and the next ones are read: about five are held, whatever the input.
+While a part is computed, the one before is written and the next one is read: three are held, whatever the input.
 A run that is ended at any moment, also by losing power, leaves a manifest that says how much of the output counts. What
 comes after that is cut off, and computed again in the same parts.
 """
@@ -127,27 +127,25 @@ def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifes
 
 @contextlib.contextmanager
 def _read_ahead(parts: Iterable[Part]) -> Iterator[Iterator[Part]]:
-    """Read parts in a thread, one or two ahead of those that are taken."""
-    ready: queue.Queue[Part | BaseException | None] = queue.Queue(1)
+    """Read parts in a thread, one ahead of those that are taken."""
+    ready: queue.SimpleQueue[Part | BaseException | None] = queue.SimpleQueue()
+    wanted = threading.Semaphore(1)
     stopped = threading.Event()
-
-    def put(item: Part | BaseException | None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(item, timeout=0.1)
 
     def read() -> None:
         try:
-            for part in parts:
-                put(part)
-                if stopped.is_set():
+            iterator = iter(parts)
+            part: Part | None
+            while wanted.acquire() and not stopped.is_set():
+                ready.put(part := next(iterator, None))
+                if part is None:
                     return
-            put(None)
         except BaseException as error:  # whatever it is, it must reach the run
-            put(error)
+            ready.put(error)
 
     def taken() -> Iterator[Part]:
         while (item := ready.get()) is not None:
+            wanted.release()
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -159,6 +157,7 @@ def _read_ahead(parts: Iterable[Part]) -> Iterator[Iterator[Part]]:
         yield taken()
     finally:
         stopped.set()
+        wanted.release()
 
 
 class _Submitted(NamedTuple):

@@ -55,7 +55,7 @@ class OutputRow(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int
     id: Any
     status: str
-    embedding: list[float] | list[int] | msgspec.UnsetType = msgspec.UNSET
+    embedding: list[float] | msgspec.UnsetType = msgspec.UNSET
     n_tokens: int | msgspec.UnsetType = msgspec.UNSET
     n_cut: int | msgspec.UnsetType = msgspec.UNSET
     error: Problem | msgspec.UnsetType = msgspec.UNSET

@@ -12,6 +12,8 @@ from tests.bulk.forks import Ended, Fork, Forks, forks
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "a", "b", "c", "d"]
 
+PROGRAM = "from embellama.cli.main import main; main(prog_name='embellama')"
+
 Bulk = Callable[..., Ended]
 StartBulk = Callable[..., Fork]
 
@@ -22,11 +24,16 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield forked
 
 
+def bulk_of(forked: Forks, model_path: str) -> StartBulk:
+    """Start the command with settings that batch alike on every machine."""
+    model = ["--model-path", model_path, "--workers", "2", "--n-threads", "1", "--compute", "llama"]
+    return lambda *arguments, **options: forked.start("bulk", *arguments, *model, **options)
+
+
 @pytest.fixture
 def start_bulk(forked: Forks, tiny_path: str) -> StartBulk:
-    """Start the command with settings that batch alike on every machine."""
-    model = ["--model-path", tiny_path, "--workers", "2", "--n-threads", "1", "--compute", "llama"]
-    return lambda *arguments, **options: forked.start("bulk", *arguments, *model, **options)
+    """Start the command."""
+    return bulk_of(forked, tiny_path)
 
 
 @pytest.fixture

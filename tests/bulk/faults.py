@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from embellama.bulk import durable, output
@@ -20,7 +21,7 @@ from embellama.bulk.rows import RowMaker
 class Fault(NamedTuple):
     """When to die.
 
-    stage: One of `STAGES`.
+    stage: One of `STAGES` or `LAST_STAGES`.
     call: At which call of what does it, from 1.
     """
 
@@ -52,14 +53,18 @@ STAGES: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "before the file is on disk": (os, "fsync", die),
     "between file and manifest": (FileOutput, "_record", die),
     "between the manifest and its name": (durable, "put_in_place", die),
+}
+# Those at the end of a run, in their order.
+LAST_STAGES: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "finishing": (FileOutput, "finish", die),
     "before the output has its name": (output, "put_in_place", die),
+    "after the output has its name": (Path, "unlink", die),
 }
 
 
 def arm(fault: Fault) -> None:
     """Have this process killed in a stage."""
-    owner, name, end = STAGES[fault.stage]
+    owner, name, end = (STAGES | LAST_STAGES)[fault.stage]
     calls = 0
 
     def before(*arguments: Any) -> None:
@@ -81,7 +86,7 @@ def count_rows(path: str) -> None:
         os.write(descriptor, b"%d\n" % len(outcomes))
         return outcomes
 
-    EngineBackend._outcomes = counted  # type: ignore[method-assign]
+    setattr(EngineBackend, compute.__name__, counted)
 
 
 def _call_first(owner: Any, name: str, before: Callable[..., None]) -> None:

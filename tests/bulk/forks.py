@@ -4,6 +4,7 @@ Forks.start ── Request ──► serve: fork ──► the command, in a pro
 Fork.wait ◄── its pid, and how it ended ──╯
 """
 
+import io
 import os
 import resource
 import signal
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -49,47 +49,60 @@ class Ended(msgspec.Struct, frozen=True):
         stdout: What it printed.
         stderr: What it said.
         max_rss: Most memory that it held, in bytes.
+        n_read: Bytes that it read, of all files.
     """
 
     returncode: int
     stdout: str = ""
     stderr: str = ""
     max_rss: int = 0
+    n_read: int = 0
 
 
 class Fork:
-    """A run."""
+    """A run.
 
-    def __init__(self, pid: int, stream: IO[bytes], output: str):
+    Attributes:
+        ended: How it ended, once somebody has waited for it.
+    """
+
+    def __init__(self, pid: int, stream: io.BufferedRWPair, output: str):
         self.pid, self._stream, self._output = pid, stream, output
-        self._ended: Ended | None = None
+        self.ended: Ended | None = None
 
     def wait(self) -> Ended:
         """Wait until it has ended."""
-        if self._ended is None:
+        if self.ended is None:
+            self._stream.write(b"wait\n")
+            self._stream.flush()
             ended = msgspec.json.decode(self._stream.readline(), type=Ended)
             stdout, stderr = (Path(f"{self._output}.{name}").read_text() for name in ("out", "err"))
-            self._ended = msgspec.structs.replace(ended, stdout=stdout, stderr=stderr)
-        return self._ended
+            self.ended = msgspec.structs.replace(ended, stdout=stdout, stderr=stderr)
+        return self.ended
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """Send it a signal. Its pid is its own until `wait`, as nobody else has waited for it."""
+        """Send it a signal. Its pid is its own until `wait`: nobody waits for it before."""
         os.kill(self.pid, how)
 
 
 class Forks:
     """A process to fork, which runs one command at a time."""
 
-    def __init__(self, stream: IO[bytes], folder: Path):
+    def __init__(self, stream: io.BufferedRWPair, folder: Path):
         self._stream, self._folder = stream, folder
+        self._last: Fork | None = None
 
     def start(self, *arguments: str | Path, **options: object) -> Fork:
         """Start `embellama` with arguments; `options` are fields of `Request`."""
+        if self._last and not self._last.ended:  # its test has failed
+            self._last.kill()
+            self._last.wait()
         output = str(self._folder / "run")
         request = msgspec.convert({"arguments": [*map(str, arguments)], "output": output, **options}, Request)
         self._stream.write(msgspec.json.encode(request) + b"\n")
         self._stream.flush()
-        return Fork(int(self._stream.readline()), self._stream, output)
+        self._last = Fork(int(self._stream.readline()), self._stream, output)
+        return self._last
 
 
 @contextmanager
@@ -121,14 +134,16 @@ def serve(descriptor: int) -> None:
                 main(request.arguments, prog_name="embellama")
             stream.write(b"%d\n" % pid)
             stream.flush()
-            if line := _end_of(pid):
-                stream.write(line)
-                stream.flush()
+            stream.readline()  # the word to wait for it
+            stream.write(_end_of(pid))
+            stream.flush()
 
 
 def _end_of(pid: int) -> bytes:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     _, status, usage = os.wait4(pid, 0)
-    ended = Ended(os.waitstatus_to_exitcode(status), max_rss=usage.ru_maxrss * 1024)
+    ended = Ended(os.waitstatus_to_exitcode(status), max_rss=usage.ru_maxrss * 1024, n_read=int(counts["rchar"]))
     return msgspec.json.encode(ended) + b"\n"
 
 

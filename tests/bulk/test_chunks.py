@@ -1,5 +1,6 @@
 """Chunks hold all of a text, have no more tokens than asked for, and end between words, or else characters."""
 
+import itertools
 import unicodedata
 
 import pytest
@@ -33,7 +34,7 @@ def test_chunks_hold_all_words_in_so_many_tokens(
     spans = [*Chunker(tokenizer, n_tokens, overlap, late=False).spans(text)]
     covered = {place for start, stop in spans for place in range(start, stop)}
     assert all(place in covered or character.isspace() for place, character in enumerate(text))
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(spans))
     for start, stop in spans:
         part = text[start:stop]
         character = stop == start + 1 or part in "👩🏽\u200d🚀"  # one that has more tokens than a chunk
@@ -48,7 +49,7 @@ def test_what_chunks_share_has_no_more_tokens_than_asked_for(
 ) -> None:
     text = " ".join(words)
     spans = [*Chunker(tokenizer, 8, overlap, late=False).spans(text)]
-    for (_, stop), (start, _) in zip(spans, spans[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(spans):
         shared = text[start:stop].split()
         assert sum(len(ids) for ids in tokenizer.bare(shared)) <= overlap + 2 * len(shared)
 
