@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
-from embellama.bulk.chunks import Chunker
+from embellama.bulk.documents.chunks import Chunker
+from embellama.bulk.documents.late import WindowJob, grouped, joined, window_jobs
 from embellama.bulk.job import BulkJob
-from embellama.bulk.late import WindowJob, grouped, joined, window_jobs
 from embellama.bulk.rows import LateChunk
 from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig

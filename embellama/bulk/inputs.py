@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from embellama.bulk.chunks import Chunker
 from embellama.bulk.detect import detect
-from embellama.bulk.documents import COLUMNS
+from embellama.bulk.documents.chunks import Chunker
+from embellama.bulk.documents.folder import DOCUMENTS, Folder
+from embellama.bulk.documents.records import COLUMNS
 from embellama.bulk.encodings import encoding_of
 from embellama.bulk.files import Identity, Source
-from embellama.bulk.folder import DOCUMENTS, Folder
 from embellama.bulk.job import BulkJob
 from embellama.bulk.readers import reader_of
 from embellama.bulk.rows import Position, Read, Row, RowMaker

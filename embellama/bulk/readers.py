@@ -13,9 +13,9 @@ from typing import IO, Any, Protocol
 
 import msgspec
 
-from embellama.bulk.documents import Document
+from embellama.bulk.documents.pdf import Pdf
+from embellama.bulk.documents.text import TextDocument
 from embellama.bulk.files import MAX_ROW_BYTES, Lines, Source
-from embellama.bulk.pdf import Pdf
 from embellama.bulk.rows import Record, RowError, RowTooLong
 from embellama.bulk.tables import ArrowTable, ParquetTable
 from embellama.errors import InputError
@@ -172,6 +172,6 @@ _READERS: dict[str, Callable[[Source], Reader]] = {
     "csv": Csv,
     "parquet": ParquetTable,
     "arrow": ArrowTable,
-    "text": Document,
+    "text": TextDocument,
     "pdf": Pdf,
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embellama.bulk.backend import Embedded, Outcome, Text
-from embellama.bulk.chunks import Chunker
+from embellama.bulk.documents.chunks import Chunker
 from embellama.bulk.job import BulkJob
 from embellama.errors import ConfigError
 from embellama.options import EmbedOptions

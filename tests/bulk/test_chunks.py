@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama import EngineConfig
-from embellama.bulk.chunks import Chunker
+from embellama.bulk.documents.chunks import Chunker
 from embellama.gguf.weights import Weights
 from embellama.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel

@@ -1,20 +1,12 @@
-"""Readers of documents: a text is one record, a PDF one for each page. A place in one is a number of records.
-
-Source ── Document ──► (record, 1)        Source ── pdf.Pdf ──► (a page's record, the pages up to it)
-
-A record has the columns `COLUMNS`; its id is the document's path with what of it the record is, as in links to PDFs:
-``notes/a.pdf#page=3``, and of a chunk ``notes/a.pdf#page=3&chunk=2``, both counted from 1.
-"""
+"""`TextDocument`: a text file that is one record. A place in it is a number of records, 0 or 1."""
 
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
+from embellama.bulk.documents.records import COLUMNS, document_record
 from embellama.bulk.encodings import encoding_of
 from embellama.bulk.files import Source
 from embellama.bulk.rows import Record, RowError
-
-# The columns of documents' records; `page` and `chunk` are None where there are none.
-COLUMNS = ("id", "path", "page", "chunk", "text")
 
 # A document of more bytes fails. More would cost memory: some ten times as much, while it is cut into chunks.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -26,20 +18,7 @@ class DocumentTooLarge(RowError):
     code: ClassVar[str | None] = "document_too_large"
 
 
-def document_record(path: str, text: str | None, *, page: int | None = None) -> dict[str, Any]:
-    """Return the record of a document, or of one of its pages; without a text, of one that cannot be read."""
-    id = path if page is None else f"{path}#page={page}"
-    record = {"id": id, "path": path, "page": page, "chunk": None}
-    return record if text is None else {**record, "text": text}
-
-
-def chunk_record(record: dict[str, Any], chunk: int, text: str) -> dict[str, Any]:
-    """Return the record of a chunk of another record."""
-    id = f"{record['id']}{'#' if record['page'] is None else '&'}chunk={chunk}"
-    return {**record, "id": id, "chunk": chunk, "text": text}
-
-
-class Document:
+class TextDocument:
     """Reads a text as a whole."""
 
     def __init__(self, source: Source):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, ClassVar
 
-from embellama.bulk.documents import COLUMNS, document_record
+from embellama.bulk.documents.records import COLUMNS, document_record
 from embellama.bulk.extra import extra
 from embellama.bulk.files import Source
 from embellama.bulk.rows import NoText, Record, RowError

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from embellama.bulk.documents import chunk_record
+from embellama.bulk.documents.records import chunk_record
 from embellama.bulk.rows import LateChunk, Read, Record, RowError
 from embellama.errors import InvalidText
 from embellama.text.tokenizer import Tokenizer
