@@ -1,9 +1,10 @@
-"""Kill this process at a moment that is chosen: at the nth call of what does one stage of a run.
+"""Kill this process at a moment that is chosen: at the nth call of what does one stage of a run; and count its work.
 
 Nothing is replaced: what is called does its work until the process is gone.
 """
 
 import functools
+import io
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embellama.bulk import durable, output
+from embellama.bulk import durable, files, output
 from embellama.bulk.backend import EngineBackend
 from embellama.bulk.durable import OutputFile
 from embellama.bulk.output import FileOutput
@@ -87,6 +88,22 @@ def count_rows(path: str) -> None:
         return outcomes
 
     setattr(EngineBackend, compute.__name__, counted)
+
+
+def count_reads(path: str) -> None:
+    """Add a line to a file for each read of an input, with its bytes."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    class CountedFile(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            n = super().readinto(buffer)
+            os.write(descriptor, b"%d\n" % n)
+            return n
+
+    def counted_open(path: str, mode: str = "rb", buffering: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
+        return io.BufferedReader(CountedFile(path, mode), buffering)
+
+    setattr(files, "open", counted_open)  # noqa: B010
 
 
 def _call_first(owner: Any, name: str, before: Callable[..., None]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bulk.faults import Fault, arm, count_rows
+from tests.bulk.faults import Fault, arm, count_reads, count_rows
 from tests.conftest import ROOT
 
 
@@ -31,6 +31,7 @@ class Request(msgspec.Struct, frozen=True):
         max_file_bytes: Files can have no more bytes; 0 for any number.
         fault: What kills it, and when.
         counts: File to which each part's number of rows is added once they are computed.
+        reads: File to which the bytes of each read of an input are added.
     """
 
     arguments: list[str]
@@ -39,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     max_file_bytes: int = 0
     fault: Fault | None = None
     counts: str = ""
+    reads: str = ""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -49,14 +51,12 @@ class Ended(msgspec.Struct, frozen=True):
         stdout: What it printed.
         stderr: What it said.
         max_rss: Most memory that it held, in bytes.
-        n_read: Bytes that it read, of all files.
     """
 
     returncode: int
     stdout: str = ""
     stderr: str = ""
     max_rss: int = 0
-    n_read: int = 0
 
 
 class Fork:
@@ -140,10 +140,8 @@ def serve(descriptor: int) -> None:
 
 
 def _end_of(pid: int) -> bytes:
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     _, status, usage = os.wait4(pid, 0)
-    ended = Ended(os.waitstatus_to_exitcode(status), max_rss=usage.ru_maxrss * 1024, n_read=int(counts["rchar"]))
+    ended = Ended(os.waitstatus_to_exitcode(status), max_rss=usage.ru_maxrss * 1024)
     return msgspec.json.encode(ended) + b"\n"
 
 
@@ -158,5 +156,7 @@ def _prepare(request: Request) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request.max_file_bytes, request.max_file_bytes))
     if request.counts:
         count_rows(request.counts)
+    if request.reads:
+        count_reads(request.reads)
     if request.fault:
         arm(request.fault)
