@@ -122,7 +122,10 @@ class Pool:
             )
             late = self._assign_batches()
         self._settle([request, *late])
-        request.future.add_done_callback(lambda future: self._cancel(request.id) if future.cancelled() else None)
+        id = (
+            request.id
+        )  # a callback that held the request would be held by it, rows and all, until Python looks for circles
+        request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         return request.future
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ class JsonLinesWriter:
 
     def __init__(self, job: BulkJob, *, vectors: bool = True):
         self._keep_columns, self._vectors = job.keep_columns, vectors
-        self._encode = msgspec.json.Encoder(enc_hook=str).encode_lines
+        self._encode = msgspec.json.Encoder(enc_hook=str).encode
 
     def paths(self, output: Path) -> list[Path]:
         return [output]
@@ -100,7 +100,9 @@ class JsonLinesWriter:
         return [b""]
 
     def part(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[bytes]:
-        return [self._encode(map(self._line, rows, outcomes))]
+        # Not `encode_lines`: msgspec 0.22 never frees the iterator that it is given.
+        lines = [self._encode(self._line(row, outcome)) for row, outcome in zip(rows, outcomes, strict=True)]
+        return [b"\n".join([*lines, b""])]
 
     def finish(self, partial: Path) -> Path:
         return partial
