@@ -4,7 +4,7 @@ import itertools
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embellama import EngineConfig
@@ -27,6 +27,7 @@ spaces = st.sampled_from([" ", "\n", "  ", "\u3000"])
 
 
 @given(words=words, space=spaces, n_tokens=st.integers(8, 40), overlap=st.integers(0, 7))
+@example(words=[LONG[0]] * 2, space=" ", n_tokens=34, overlap=2)
 def test_chunks_hold_all_words_in_so_many_tokens(
     tokenizer: Tokenizer, words: list[str], space: str, n_tokens: int, overlap: int
 ) -> None:

@@ -149,18 +149,23 @@ class Chunker:
         """Cut a word of so many characters a token into parts that fit a chunk, or of one character."""
         step = max(1, int(self._n_tokens * characters / 16))
         while start < stop:
-            # `end` fits, `over` may not.
-            end, over = start + 1, min(stop, start + 32 * step) + 1
-            while over - end > step:
-                middle = (end + over) // 2
-                if self._count(text[start:middle]) <= self._n_tokens:
-                    end = middle
-                else:
-                    over = middle
-            while start + 1 < end < stop and _goes_on(text, end):
-                end -= 1
+            end = self._end_of_part(text, start, min(stop, start + 32 * step), step)
+            end = _between_characters(text, start, end, stop)
             yield Word(start, end, self._count(text[start:end]))
             start = end
+
+    def _end_of_part(self, text: str, start: int, stop: int, step: int) -> int:
+        """Return a place up to which a text fits a chunk, the last one but for `step` characters; or the first."""
+        if self._count(text[start:stop]) <= self._n_tokens:
+            return stop
+        end, over = start + 1, stop
+        while over - end > step:
+            middle = (end + over) // 2
+            if self._count(text[start:middle]) <= self._n_tokens:
+                end = middle
+            else:
+                over = middle
+        return end
 
     def _windows(self, text: str, spans: Sequence[Span]) -> list[LateChunk]:
         """Return each chunk in a window of chunks that the model reads as a whole."""
@@ -181,6 +186,12 @@ class Chunker:
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.bare([text])[0])
+
+
+def _between_characters(text: str, start: int, end: int, stop: int) -> int:
+    """Return the last place up to `end` that is not inside of a character, or the one behind the first character."""
+    places = (*range(end, start, -1), *range(end + 1, stop))
+    return next((place for place in places if place == stop or not _goes_on(text, place)), stop)
 
 
 def _goes_on(text: str, place: int) -> bool:
