@@ -4,7 +4,7 @@ import itertools
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embellama import EngineConfig
@@ -26,6 +26,7 @@ words = st.lists(st.sampled_from(["red", "green", "blue.", "zebra", "one,two", *
 spaces = st.sampled_from([" ", "\n", "  ", "\u3000"])
 
 
+@settings(deadline=None, max_examples=40)
 @given(words=words, space=spaces, n_tokens=st.integers(8, 40), overlap=st.integers(0, 7))
 @example(words=[LONG[0]] * 2, space=" ", n_tokens=34, overlap=2)
 def test_chunks_hold_all_words_in_so_many_tokens(
@@ -44,6 +45,7 @@ def test_chunks_hold_all_words_in_so_many_tokens(
         assert unicodedata.category(part[0]) != "Mn"
 
 
+@settings(deadline=None, max_examples=40)
 @given(words=words, overlap=st.integers(1, 7))
 def test_what_chunks_share_has_no_more_tokens_than_asked_for(
     tokenizer: Tokenizer, words: list[str], overlap: int
@@ -55,6 +57,7 @@ def test_what_chunks_share_has_no_more_tokens_than_asked_for(
         assert sum(len(ids) for ids in tokenizer.bare(shared)) <= overlap + 2 * len(shared)
 
 
+@settings(deadline=None, max_examples=40)  # a process may be made to tokenize a hazardous text
 @given(words=words)
 def test_late_chunks_lie_in_windows_that_the_model_reads(tokenizer: Tokenizer, words: list[str]) -> None:
     text = " ".join(words)

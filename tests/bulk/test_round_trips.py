@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embellama.bulk.detect import detect
@@ -37,6 +37,7 @@ def read(data: bytes, job: BulkJob) -> list[list[object]]:
     return [list(record.values()) if isinstance(record, dict) else [record] for record, _ in found]
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     rows=rows,
     delimiter=st.sampled_from(",;\t|"),
@@ -56,6 +57,7 @@ def test_csv_is_read_as_it_was_written(
     assert read(file.getvalue().encode(encoding), job) == [list(row) for row in [*names, *rows]]
 
 
+@settings(deadline=None, max_examples=40)
 @given(rows=rows, encoding=st.sampled_from(ENCODINGS), line_end=st.sampled_from(LINE_ENDS), ascii=st.booleans())
 def test_json_lines_are_read_as_they_were_written(
     rows: Sequence[tuple[str, str]], encoding: str, line_end: str, ascii: bool
@@ -75,6 +77,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [csv_path, lines_path]
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     part_rows=st.integers(2, 30),
     offset=st.integers(0, 40),
