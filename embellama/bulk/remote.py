@@ -12,7 +12,6 @@ import numpy as np
 from embellama.bulk.backend import Embedded, Outcome, Text
 from embellama.bulk.documents.chunks import Chunker
 from embellama.bulk.job import BulkJob
-from embellama.errors import ConfigError
 from embellama.options import EmbedOptions
 from embellama.remote.client import RemoteClient, RemoteOutcome, RemoteVector
 from embellama.remote.config import RemoteConfig
@@ -62,9 +61,8 @@ class RemoteBackend:
         }
 
     def chunker(self, job: BulkJob) -> Chunker | None:
-        """Return None; raise `ConfigError` if the job wants chunks, as servers do not tell where tokens begin."""
-        if job.chunk_tokens is not None:
-            raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
+        """Return None: `run` refuses jobs that want chunks, as servers do not tell where tokens begin."""
+        assert job.chunk_tokens is None
         return None
 
     def submit(self, texts: Sequence[Text]) -> "Future[list[Outcome]]":

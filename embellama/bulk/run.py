@@ -34,6 +34,7 @@ from embellama.bulk.progress import Log
 from embellama.bulk.rows import Part, parts_of
 from embellama.bulk.writers import writer_of
 from embellama.config import EngineConfig
+from embellama.errors import ConfigError
 from embellama.remote.config import RemoteConfig
 
 
@@ -118,6 +119,8 @@ def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifes
     before = earlier.model if earlier else {}
     if isinstance(config, EngineConfig):
         return EngineBackend(config, job.embed_options, before.get("settings", {}))
+    if job.chunk_tokens is not None:
+        raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
     for name in ("httpx", "tenacity", "aiolimiter"):
         extra(name, "other servers")
     from embellama.bulk.remote import RemoteBackend  # with packages that only it needs

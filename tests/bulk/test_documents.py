@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.bulk.conftest import Bulk, lines
+from tests.bulk.forks import Forks
 from tests.bulk.pdfs import encrypted, pdf
 
 
@@ -128,6 +129,11 @@ def test_options_that_do_not_go_together_are_refused(
     result = bulk(folder, "-o", tmp_path / "out.jsonl", *flags)
     assert result.returncode in (1, 2)
     assert says in result.stderr
+
+
+def test_other_servers_do_not_cut(forked: Forks, folder: Path, tmp_path: Path) -> None:
+    flags = ("-o", tmp_path / "out.jsonl", "--chunk-tokens", "5", "--url", "http://127.0.0.1:9/v1")
+    assert "chunk_tokens needs the model's own tokens" in forked.start("bulk", folder, *flags).wait().stderr
 
 
 def test_only_documents_are_cut(bulk: Bulk, folder: Path, tmp_path: Path) -> None:
