@@ -83,9 +83,11 @@ def _among_kept(unit: Floats, kept: KeptRows, indices: Numbers, threshold: float
     start = 0
     for others in kept.units():
         near = unit @ others.T
+        most = near.max(axis=1)
         # Only what may be a row's best: near its best here, and not below its best so far.
-        least = np.maximum(near.max(axis=1) - 2 * spare, np.maximum(nearest.scores, np.float32(threshold)) - spare)
-        rows, columns = np.nonzero(near >= least[:, None])
+        hit = np.flatnonzero(most >= np.maximum(nearest.scores, np.float32(threshold)) - spare)
+        rows, columns = np.nonzero(near[hit] >= most[hit, None] - 2 * spare)
+        rows = hit[rows]
         scores = exact(unit[rows], others[columns])
         order = np.lexsort((columns, -scores, rows))
         rows, first = np.unique(rows[order], return_index=True)

@@ -3,6 +3,7 @@
 SpilledRows: unit rows in a temporary file      ReadAgain: only their places, and the rows where they already lie
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -40,11 +41,14 @@ class SpilledRows:
         self.n_bytes = 0
 
     def add(self, block: Block, kept: NDArray[np.bool_]) -> None:
-        """Keep rows; raise `OSError` if they cannot be written."""
+        """Keep rows; raise `OSError`, which names the folder, if they cannot be written."""
         data = block.unit[kept].tobytes()
-        self._file.seek(self.n_bytes)
-        self._file.write(data)
-        self._file.flush()
+        try:
+            self._file.seek(self.n_bytes)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
         self.n_bytes += len(data)
 
     def units(self) -> Iterator[Floats]:
@@ -55,7 +59,8 @@ class SpilledRows:
             yield np.frombuffer(data, np.float32).reshape(-1, self._dim)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written is needed no more
+            self._file.close()
 
 
 class ReadAgain:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,12 @@ from embellama.bulk.writers import OutputRow
 from tests.bulk.conftest import PROGRAM
 
 
-def run_command(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+def run_command(
+    *arguments: str | Path, preexec_fn: Callable[[], None] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run `embellama` to its end."""
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=preexec_fn)
 
 
 def write_jsonl(path: Path, rows: NDArray[np.float32], failed: tuple[int, ...] = ()) -> Path:

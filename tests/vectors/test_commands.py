@@ -1,8 +1,11 @@
 """`embellama search`, `dedupe`, `classify` and `compare`, on outputs of the real `embellama bulk`."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +157,17 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert result.returncode in (1, 2)
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_is_told_by_the_folder_of_temporary_files(tmp_path: Path) -> None:
+    out = write_jsonl(tmp_path / "out.jsonl", np.random.default_rng(0).random((500, 32), np.float32))
+
+    def no_more() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    result = run_command("dedupe", out, "--threshold", "1", preexec_fn=no_more)
+    assert (result.returncode, result.stderr) == (1, f"Error: {tempfile.gettempdir()}: File too large\n")
 
 
 # Prints by how many KiB the peak of this process's memory is higher after searching a large output than a small one.
