@@ -16,6 +16,9 @@ from embellama.vectors.batch import NO_NUMBERS, Batch
 # An Arrow file is mapped anew after so many bytes: pages that were read count as memory until they are unmapped.
 MAPPED_BYTES = 64 * 1024 * 1024
 
+# Of each column of a Parquet file, so much is read at once.
+READ_BYTES = 1024 * 1024
+
 
 class _Table(ABC):
     """Reads a table, as `batch.Reader` says."""
@@ -101,7 +104,10 @@ class Parquet(_Table):
             yield from file.iter_batches(n_rows, columns=names)
 
     def _open(self) -> Any:
-        return extra("pyarrow.parquet", "Parquet files").ParquetFile(self._path)
+        # Otherwise a whole row group is held, and, where it was read ahead, all of the file in the end.
+        return extra("pyarrow.parquet", "Parquet files").ParquetFile(
+            self._path, pre_buffer=False, buffer_size=READ_BYTES
+        )
 
 
 class Arrow(_Table):

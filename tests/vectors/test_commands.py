@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -36,8 +37,8 @@ def lines(result: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def write_arrow(path: Path, rows: NDArray[np.float32]) -> None:
-    """Write rows as an output in Arrow, 4096 to a batch."""
+def write_table(path: Path, rows: NDArray[np.float32]) -> None:
+    """Write rows as an output in Arrow, 4096 to a batch, or in Parquet, all in a row group."""
     n_rows, dim = rows.shape
     columns = {
         "index": pa.array(np.arange(n_rows)),
@@ -46,6 +47,9 @@ def write_arrow(path: Path, rows: NDArray[np.float32]) -> None:
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), dim),
     }
     table = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, use_dictionary=False, compression="none")
+        return
     with pa.ipc.new_file(path, table.schema) as writer:
         writer.write_table(table, max_chunksize=4096)
 
@@ -188,7 +192,7 @@ print(large - small)
 """
 
 
-@pytest.mark.parametrize("suffix", ["npy", "arrow"])
+@pytest.mark.parametrize("suffix", ["npy", "arrow", "parquet"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None:
     paths = [tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"]
     for path, n_rows in zip(paths, (20_000, 120_000), strict=True):
@@ -196,6 +200,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None
         if suffix == "npy":
             np.save(path, rows)
         else:
-            write_arrow(path, rows)
+            write_table(path, rows)
     grown = int(subprocess.check_output([sys.executable, "-c", GROWTH, *map(str, paths)], text=True))
     assert grown < 70_000  # the files differ by 150,000
