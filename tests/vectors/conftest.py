@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from embellama.bulk.manifest import Manifest
 from embellama.bulk.writers import OutputRow
-from tests.bulk.conftest import PROGRAM
+
+PROGRAM = "from embellama.cli.main import main; main(prog_name='embellama')"
 
 
 def run_command(
