@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from embellama.bulk.backend import BulkBackend, Embedded, EngineBackend, Outcome
+from embellama.bulk.backend import BulkBackend, Embedded, Outcome
+from embellama.bulk.backends import backend_of
 from embellama.bulk.detect import detect
-from embellama.bulk.extra import extra
 from embellama.bulk.files import Identity
 from embellama.bulk.job import BulkJob
 from embellama.bulk.manifest import Counts, Input, Manifest
@@ -73,7 +73,12 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
     earlier = output.earlier()
     inputs = _inputs(job, earlier)
     makers = [RowMaker(job, each.source.columns) for each in inputs]
-    with progress, contextlib.closing(output), contextlib.closing(_backend(job, config, earlier)) as backend:
+    facts = earlier.model if earlier else {}
+    with (
+        progress,
+        contextlib.closing(output),
+        contextlib.closing(backend_of(config, job.embed_options, facts)) as backend,
+    ):
         asked = Manifest(
             options=job.fixed_options(),
             model=backend.facts(),
@@ -111,18 +116,6 @@ def _inputs(job: BulkJob, earlier: Manifest | None) -> list[Input]:
         identity = Identity.of(path) if path != "-" else None
         found.append(Input(known.get(path) or detect(path, job), identity))
     return found
-
-
-def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifest | None) -> BulkBackend:
-    """Load the model; where the job leaves a setting to embellama, it is what it was in the earlier run."""
-    before = earlier.model if earlier else {}
-    if isinstance(config, EngineConfig):
-        return EngineBackend(config, job.embed_options, before.get("settings", {}))
-    for name in ("httpx", "tenacity", "aiolimiter"):
-        extra(name, "other servers")
-    from embellama.bulk.remote import RemoteBackend  # with packages that only it needs
-
-    return RemoteBackend(config, job.embed_options, before)
 
 
 def _rows(

@@ -12,6 +12,7 @@ from embellama.cli.output import Command, json_line, write_line
 from embellama.cli.stored import telling_errors
 from embellama.config import EngineConfig
 from embellama.errors import InputError
+from embellama.remote.config import RemoteConfig
 from embellama.vectors.classify import Classified, label_texts
 from embellama.vectors.classify import classify as classify_rows
 from embellama.vectors.queries import embed_for
@@ -37,18 +38,24 @@ class Classification(msgspec.Struct, frozen=True):
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig)
+@config_options(EngineConfig, RemoteConfig)
 @click.option("--labels", "listed", help="Labels, with commas between them.")
 @click.option("--labels-file", "file", metavar="FILE", help="File of labels, one a line.")
 @click.option("--template", default="{label}", show_default=True, help="Text that stands for a label: 'about {label}'.")
 @click.option("--prompt", help="Prompt to write around each of these texts: query, classification, …")
 @click.argument("output", metavar="OUT")
 def classify(
-    config: EngineConfig, listed: str | None, file: str | None, template: str, prompt: str | None, output: str
+    config: EngineConfig | RemoteConfig,
+    listed: str | None,
+    file: str | None,
+    template: str,
+    prompt: str | None,
+    output: str,
 ) -> None:
     """Print for each row of OUT, an output of embellama bulk, the label that it is most like, as JSON lines.
 
-    Nothing is trained: labels are embedded as texts. The model must be the one that made OUT.
+    Nothing is trained: labels are embedded as texts. The model, in this process (--model-path) or that of servers
+    (--url), must be the one that made OUT.
     """
     if (listed is None) == (file is None):
         raise click.UsageError("give either --labels or --labels-file")
@@ -56,7 +63,7 @@ def classify(
         labels = [label.strip() for label in listed.split(",")] if listed is not None else _read(str(file))
         texts = label_texts(labels, template)
         stored = StoredVectors(output)
-        for found in classify_rows(embed_for(stored, config, texts, prompt), stored.blocks()):
+        for found in classify_rows(embed_for(stored, config, texts, prompt=prompt, what="label"), stored.blocks()):
             _print(found, labels)
 
 

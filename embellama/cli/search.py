@@ -11,7 +11,8 @@ from embellama.cli.output import Command, json_line, write_line
 from embellama.cli.stored import telling_errors
 from embellama.config import EngineConfig
 from embellama.errors import check_number
-from embellama.vectors.queries import check_texts, embed_for
+from embellama.remote.config import RemoteConfig
+from embellama.vectors.queries import embed_for
 from embellama.vectors.search import Matches, top_k
 from embellama.vectors.stored import StoredVectors
 
@@ -37,26 +38,28 @@ class Match(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig)
+@config_options(EngineConfig, RemoteConfig)
 @click.option("--top-k", type=int, default=10, show_default=True, help="Print so many rows for each query.")
-@click.option("--prompt", default="query", show_default=True, help="Prompt to write around each query.")
+@click.option("--prompt", default="query", show_default=True, help="Prompt to write around each query; '' for none.")
 @click.argument("output", metavar="OUT")
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY…")
-def search(config: EngineConfig, top_k: int, prompt: str, output: str, queries: Sequence[str]) -> None:
+def search(config: EngineConfig | RemoteConfig, top_k: int, prompt: str, output: str, queries: Sequence[str]) -> None:
     """Print the rows of OUT, an output of embellama bulk, that are most like each QUERY, as JSON lines.
 
-    Every row is looked at, so none is missed. The model must be the one that made OUT.
+    Every row is looked at, so none is missed. The model, in this process (--model-path) or that of servers (--url),
+    must be the one that made OUT.
     """
     with telling_errors():
         for match in _found(config, top_k, prompt, StoredVectors(output), queries):
             write_line(json_line(match))
 
 
-def _found(config: EngineConfig, k: int, prompt: str, stored: StoredVectors, queries: Sequence[str]) -> Iterator[Match]:
+def _found(
+    config: EngineConfig | RemoteConfig, k: int, prompt: str, stored: StoredVectors, queries: Sequence[str]
+) -> Iterator[Match]:
     check_number("top_k", k, "it must be at least 1", 1)
-    check_texts(queries, "query")
-    found = top_k(embed_for(stored, config, queries, prompt), stored.blocks(), k)
-    yield from _described(found, stored)
+    rows = embed_for(stored, config, queries, prompt=prompt or None, what="query")
+    yield from _described(top_k(rows, stored.blocks(), k), stored)
 
 
 def _described(found: Sequence[Matches], stored: StoredVectors) -> Iterator[Match]:

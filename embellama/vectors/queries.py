@@ -1,71 +1,84 @@
 """Embed texts so that their vectors can be compared with those of an output: by the same model, as many numbers."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from embellama.bulk.manifest import Manifest
-from embellama.cache.key import weights_hash
+from embellama.bulk.backend import Embedded
+from embellama.bulk.backends import backend_of
+from embellama.bulk.writers import problem_of
 from embellama.config import EngineConfig
-from embellama.engine import EmbeddingEngine
 from embellama.errors import ConfigError, InputError
+from embellama.options import EmbedOptions
+from embellama.remote.config import RemoteConfig
 from embellama.vectors.block import Floats
-from embellama.vectors.stored import BITS, StoredVectors
+from embellama.vectors.stored import StoredVectors
 
 
-def embed_for(stored: StoredVectors, config: EngineConfig, texts: Sequence[str], prompt: str | None) -> Floats:
+def embed_for(
+    stored: StoredVectors,
+    config: EngineConfig | RemoteConfig,
+    texts: Sequence[str],
+    *,
+    prompt: str | None,
+    what: str,
+) -> Floats:
     """Embed texts with the model of `config`.
 
     Args:
         stored: What they will be compared with.
-        config: The model. A pooling that it leaves open is that of the output.
+        config: The model, or servers that have it. A pooling that it leaves open is that of the output.
         texts: The texts.
         prompt: Name of the prompt to write around each; None for none.
+        what: What a text is called in errors.
 
     Returns:
-        ``(n_texts, stored.dim) float32``. Floats, whatever the dtype of the output: a query in full beside rows in
-        bytes or bits finds more than one that is rounded as they are.
+        ``(n_texts, stored.dim) float32``. Floats, whatever the dtype of the output.
 
     Raises:
         ConfigError: The model is not the one that made the output, or gives vectors of another length.
-        ModelLoadError, InputError, EmbeddingFailed: As `EmbeddingEngine` raises them.
+        InputError: A text is empty, too long, or the model gives no vector for it; or an option is wrong.
+        ModelLoadError, Unavailable: The model cannot be loaded, or no server answers.
     """
-    dimensions = None
-    if stored.manifest:
-        config = _as_made(stored, stored.manifest, config)
-        dimensions = stored.manifest.options.get("dimensions")
-    with EmbeddingEngine(config) as engine:
-        rows = engine.embed_batch(config.model_name, texts, prompt=prompt, dimensions=dimensions)
-    n_filled = stored.dim - rows.shape[1]
-    if stored.dtype in BITS and 0 < n_filled < 8:  # bits that fill the last byte
-        rows = np.pad(rows, ((0, 0), (0, n_filled)))
-    if rows.shape[1] != stored.dim:
-        raise ConfigError(f"{stored.path} has {stored.dim} dimensions and {config.model_path} gives {rows.shape[1]}")
-    return np.asarray(rows, np.float32)
-
-
-def _as_made(stored: StoredVectors, manifest: Manifest, config: EngineConfig) -> EngineConfig:
-    """Return the config with the output's pooling; raise `ConfigError` if its model is another one."""
-    made = manifest.model.get("weights_sha256")
-    if made and made != (given := weights_hash(config.model_path).hex()):
-        name = manifest.model.get("name")
-        raise ConfigError(
-            f"{stored.path} was made with another model: its weights are {name!r}, {made}; "
-            f"those of {config.model_path} are {given}"
-        )
-    pooling = manifest.model.get("settings", {}).get("pooling", "auto")
-    if config.pooling == "auto":
-        return msgspec.structs.replace(config, pooling=pooling)
-    if config.pooling != pooling:
-        raise ConfigError(f"pooling is {config.pooling!r}; that of {stored.path} is {pooling!r}")
-    return config
-
-
-def check_texts(texts: Sequence[str], what: str) -> None:
-    """Raise `InputError` if there are none, or one is empty."""
-    if not texts:
-        raise InputError(f"there is no {what}")
     for number, text in enumerate(texts):
         if not text.strip():
             raise InputError(f"{what} {number} is empty")
+    made: Mapping[str, Any] = stored.manifest.model if stored.manifest else {}
+    dimensions = stored.manifest.options.get("dimensions") if stored.manifest else None
+    options = EmbedOptions(prompt=prompt, dimensions=dimensions)
+    with contextlib.closing(backend_of(config, options, {**made, "settings": _pooling(made)})) as backend:
+        _check_same(stored, made, backend.facts())
+        if backend.dim != stored.dim:
+            raise ConfigError(f"{stored.path} has {stored.dim} dimensions and the model gives {backend.dim}")
+        different = list(dict.fromkeys(texts))
+        outcomes = dict(zip(different, backend.submit(different).result(), strict=True))
+    rows = np.empty((len(texts), stored.dim), np.float32)
+    for number, text in enumerate(texts):
+        outcome = outcomes[text]
+        if not isinstance(outcome, Embedded):
+            raise InputError(f"{what} {number} has no vector: {problem_of(outcome).message}")
+        rows[number] = outcome.vector
+    return rows
+
+
+def _check_same(stored: StoredVectors, made: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if facts of a model show that it is not the one that made an output."""
+    for name, called in (("weights_sha256", "weights"), ("probe", "first numbers of a text's vector")):
+        if made.get(name) and given.get(name) and made[name] != given[name]:
+            raise ConfigError(
+                f"{stored.path} was made with another model: {made.get('name')!r}, whose {called} are {made[name]}; "
+                f"those of {given.get('name')!r} are {given[name]}"
+            )
+    theirs, mine = _pooling(made).get("pooling"), _pooling(given).get("pooling")
+    # A server tells what a model does; of one in this process it may only be known that it was left to its file.
+    alike = ("settings" in made) == ("settings" in given)
+    if theirs and mine and theirs != mine and (alike or "auto" not in (theirs, mine)):
+        raise ConfigError(f"pooling is {mine!r}; that of {stored.path} is {theirs!r}")
+
+
+def _pooling(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the pooling that facts tell, as a setting."""
+    pooling = facts.get("pooling") or facts.get("settings", {}).get("pooling")
+    return {"pooling": pooling} if pooling else {}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from tests.conftest import Server
 from tests.tiny import write_bert
 from tests.vectors.conftest import run_command, write_jsonl
 
@@ -129,13 +130,29 @@ def test_another_model_is_refused_by_its_weights_or_its_dimensions(
     out = output("out.jsonl")
     result = run_command("search", out, "blue", *with_model(tiny_path))
     assert result.returncode == 1
-    assert "was made with another model: its weights are 'tiny', " in result.stderr
+    assert "was made with another model: 'tiny', whose weights are " in result.stderr
     result = run_command("search", out, "blue", *with_model(model), "--pooling", "cls")
     assert "pooling is 'cls'; that of" in result.stderr
     alone = write_jsonl(tmp_path / "alone.jsonl", np.ones((2, 4), np.float32))
     result = run_command("search", alone, "blue", *with_model(tiny_path))
     assert "alone.jsonl has 4 dimensions and" in result.stderr
     assert "gives 32" in result.stderr
+
+
+@pytest.mark.model
+@pytest.mark.server
+def test_servers_of_the_same_model_embed_queries_too(server: Server, model_path: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a cat\na dog\nthe weather\n")
+    ways = {"here": ("--model-path", model_path), "there": ("--url", server.url)}
+    found = []
+    for maker, flags in ways.items():
+        out = tmp_path / f"{maker}.npy"
+        assert run_command("bulk", tmp_path / "in.txt", "-o", out, *flags).returncode == 0
+        for asker in ways.values():
+            rows = lines(run_command("search", out, "a kitten", "a kitten", *asker))
+            assert [row["index"] for row in rows] == [0, 1, 2] * 2
+            found.append([row["score"] for row in rows])
+    np.testing.assert_allclose(found, found[:1] * 4, atol=0.005)
 
 
 @pytest.mark.parametrize(
