@@ -34,9 +34,13 @@ class SpilledRows:
         n_bytes: How long it is.
     """
 
-    def __init__(self, dim: int):
-        """Raise `OSError` if there is no place for temporary files."""
-        self._dim = dim
+    def __init__(self, dim: int, *, n_rows: int | None = None):
+        """Prepare for rows of `dim` numbers, given back `n_rows` at a time, or as many as `block_rows` says.
+
+        Raises:
+            OSError: There is no place for temporary files.
+        """
+        self._dim, self._n_rows = dim, n_rows or block_rows(dim)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self.n_bytes = 0
 
@@ -52,7 +56,7 @@ class SpilledRows:
         self.n_bytes += len(data)
 
     def units(self) -> Iterator[Floats]:
-        n_bytes = 4 * self._dim * block_rows(self._dim)
+        n_bytes = 4 * self._dim * self._n_rows
         for start in range(0, self.n_bytes, n_bytes):
             self._file.seek(start)
             data = self._file.read(min(n_bytes, self.n_bytes - start))
@@ -66,9 +70,12 @@ class SpilledRows:
 class ReadAgain:
     """Keeps the places of rows, and reads them again where they lie."""
 
-    def __init__(self, take: Callable[[Numbers], NDArray[Any]], dim: int):
-        """Take rows with `take`: places ``(n,) int64``, increasing, in; ``(n, dim)``, floats, out."""
-        self._take, self._dim = take, dim
+    def __init__(self, take: Callable[[Numbers], NDArray[Any]], dim: int, *, n_rows: int | None = None):
+        """Prepare to take rows with `take`: places ``(n,) int64``, increasing, in; ``(n, dim)``, floats, out.
+
+        They are given back `n_rows` at a time, or as many as `block_rows` says.
+        """
+        self._take, self._n_rows = take, n_rows or block_rows(dim)
         self._places: list[Numbers] = []
 
     def add(self, block: Block, kept: NDArray[np.bool_]) -> None:
@@ -77,9 +84,8 @@ class ReadAgain:
     def units(self) -> Iterator[Floats]:
         places = np.concatenate([np.empty(0, np.int64), *self._places])
         self._places = [places]
-        step = block_rows(self._dim)
-        for start in range(0, len(places), step):
-            part = places[start : start + step]
+        for start in range(0, len(places), self._n_rows):
+            part = places[start : start + self._n_rows]
             rows = np.asarray(self._take(part), np.float32)
             yield Block.checked(part, [], part, rows, "rows").unit
 

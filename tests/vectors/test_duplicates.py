@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -15,10 +15,11 @@ from embellama.vectors.cosine import exact
 from embellama.vectors.duplicates import near_duplicates
 from embellama.vectors.kept import KeptRows, ReadAgain, SpilledRows
 
-ROWS = st.lists(st.tuples(*[st.integers(-2, 2)] * 3).filter(any), min_size=1, max_size=40)
-KINDS: dict[str, Callable[[NDArray[np.float32]], KeptRows]] = {
-    "spilled": lambda rows: SpilledRows(rows.shape[1]),
-    "read again": lambda rows: ReadAgain(lambda places: rows[places], rows.shape[1]),
+# Few directions, so that many rows are equally near.
+ROWS = st.lists(st.tuples(*[st.integers(-1, 1)] * 3).filter(any), min_size=1, max_size=40)
+KINDS: dict[str, Callable[[NDArray[np.float32], int], KeptRows]] = {
+    "spilled": lambda rows, n_rows: SpilledRows(rows.shape[1], n_rows=n_rows),
+    "read again": lambda rows, n_rows: ReadAgain(lambda places: rows[places], rows.shape[1], n_rows=n_rows),
 }
 
 
@@ -35,7 +36,7 @@ def naive(rows: NDArray[np.float32], threshold: float) -> list[tuple[int, int, f
 
 
 def found_in(rows: NDArray[np.float32], threshold: float, n_rows: int, kind: str) -> list[tuple[int, int, float]]:
-    with contextlib.closing(KINDS[kind](rows)) as kept:
+    with contextlib.closing(KINDS[kind](rows, n_rows)) as kept:
         return [
             (int(found.block.indices[position]), int(of), float(score))
             for found in near_duplicates(blocks_of(rows, n_rows=n_rows), threshold, kept)
@@ -44,7 +45,10 @@ def found_in(rows: NDArray[np.float32], threshold: float, n_rows: int, kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(rows=ROWS, threshold=st.sampled_from([0.2, 0.5, 0.7, 0.9, 1.0]), n_rows=st.integers(1, 12))
+# The last row is equally near to two: of other blocks, then of one and of its own.
+@example(rows=[(1, 0, 0), (0, 1, 0), (1, 1, 0)], threshold=0.7, n_rows=1)
+@example(rows=[(1, 0, 0), (0, 0, 1), (0, 1, 0), (1, 1, 0)], threshold=0.7, n_rows=2)
+@given(rows=ROWS, threshold=st.sampled_from([0.3, 0.5, 0.7, 0.8, 1.0]), n_rows=st.integers(1, 12))
 def test_near_duplicates_are_those_of_a_plain_loop(
     kind: str, rows: list[tuple[int, ...]], threshold: float, n_rows: int
 ) -> None:
