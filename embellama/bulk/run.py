@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from embellama.bulk.backend import BulkBackend, Embedded, EngineBackend, Outcome, Text
+from embellama.bulk.backend import BulkBackend, Embedded, Outcome, Text
+from embellama.bulk.backends import backend_of
 from embellama.bulk.durable import check_place
-from embellama.bulk.extra import extra
 from embellama.bulk.inputs import Input, inputs_of, makers_of, rows_of, share_of
 from embellama.bulk.job import BulkJob
 from embellama.bulk.manifest import Counts, Manifest
@@ -74,9 +74,16 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
     output = output_of(job)
     earlier = output.earlier()
     check_place("summary", job.summary)
+    if job.chunk_tokens is not None and isinstance(config, RemoteConfig):
+        raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
     inputs = inputs_of(job, earlier.inputs if earlier else [], progress.note)
     makers = makers_of(job, inputs)
-    with progress, contextlib.closing(output), contextlib.closing(_backend(job, config, earlier)) as backend:
+    facts = earlier.model if earlier else {}
+    with (
+        progress,
+        contextlib.closing(output),
+        contextlib.closing(backend_of(config, job.embed_options, facts)) as backend,
+    ):
         asked = Manifest(
             options=job.fixed_options(),
             model=backend.facts(),
@@ -112,20 +119,6 @@ def _packages(job: BulkJob, inputs: Sequence[Input]) -> dict[str, str]:
     names = {"pdf": "pypdf", "parquet": "pyarrow", "arrow": "pyarrow"}
     kinds = {each.source.format for each in inputs} | {Path(job.output).suffix.lower().removeprefix(".")}
     return {name: importlib.metadata.version(name) for name in sorted({names[kind] for kind in kinds & names.keys()})}
-
-
-def _backend(job: BulkJob, config: EngineConfig | RemoteConfig, earlier: Manifest | None) -> BulkBackend:
-    """Load the model; where the job leaves a setting to embellama, it is what it was in the earlier run."""
-    before = earlier.model if earlier else {}
-    if isinstance(config, EngineConfig):
-        return EngineBackend(config, job.embed_options, before.get("settings", {}))
-    if job.chunk_tokens is not None:
-        raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
-    for name in ("httpx", "tenacity", "aiolimiter"):
-        extra(name, "other servers")
-    from embellama.bulk.remote import RemoteBackend  # with packages that only it needs
-
-    return RemoteBackend(config, job.embed_options, before)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,16 @@ import click
 from embellama import __version__
 from embellama.cli.bench import bench
 from embellama.cli.bulk import bulk
+from embellama.cli.classify import classify
+from embellama.cli.compare import compare
+from embellama.cli.dedupe import dedupe
 from embellama.cli.devices import devices
 from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
 from embellama.cli.keys import keys
 from embellama.cli.output import Group, check_output
 from embellama.cli.schema import schema
+from embellama.cli.search import search
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -20,5 +24,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, bulk, inspect, devices, bench, keys, schema):
+for command in (embed, bulk, search, dedupe, classify, compare, inspect, devices, bench, keys, schema):
     main.add_command(command)
