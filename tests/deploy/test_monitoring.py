@@ -51,7 +51,7 @@ def prometheus(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def ask(server: Server) -> None:
     """Ask for what is answered 200, from the cache and by a worker, 404, 500 and 503."""
-    new = "red " * next(numbers)
+    new = " ".join(("red", "blue")[int(bit)] for bit in f"{next(numbers):b}")
     for status, model, text in (
         (200, "tiny", "red"),
         (200, "tiny", new),

@@ -61,11 +61,11 @@ def test_the_trial_finds_the_default_model_right_or_says_what_it_found_in_any_fo
 
 
 def test_kernels_for_float32_must_give_nearly_the_same_vectors(
-    model_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kernels.library(), "instruction_sets", ["avx2"])
     monkeypatch.setattr(compute_trial, "compare", lambda *_: 0.9995)
-    compute_trial.main(model_path, "auto")
+    compute_trial.main(tiny_path, "auto")
     assert "avx2 gave other vectors, with a cosine of 0.9995" in capsys.readouterr().out
 
 

@@ -79,13 +79,17 @@ def test_the_text_that_an_error_names_is_found(error: dict[str, Any]) -> None:
     [
         ({"retry-after": "2"}, 2.0),
         ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
-        ({"retry-after": formatdate(time.time() + 100, usegmt=True)}, pytest.approx(100, abs=20)),
         ({"retry-after": "soon"}, None),
         ({}, None),
     ],
 )
 def test_when_to_come_again_is_read_in_each_form(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_of(headers) == seconds
+
+
+def test_when_to_come_again_may_be_a_date() -> None:
+    date = formatdate(time.time() + 100, usegmt=True)
+    assert retry_after_of({"retry-after": date}) == pytest.approx(100, abs=20)
 
 
 @pytest.mark.parametrize(
