@@ -11,7 +11,7 @@
              on_lost: its batches go to another one   |
 
 submit      token ids in, a future of rows out; refuses a request that cannot wait or would be late.
-_pump       after every event: sends the batches that the scheduler assigns, in the background when `BackgroundTurns` lets.
+_pump       after every event: sends the batches that the scheduler assigns; background ones as `BackgroundTurns` says.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
 on_lost     a worker is gone: its batches run again, and a text that killed workers is remembered.
 

@@ -8,8 +8,8 @@ Pure logic: the time is handed in, in seconds, on any clock.
 # than one in a hundred comes after such a pause (e⁻⁵ = 0.7%). A longer one leaves more of the cores idle.
 QUIET_S = 1.0
 
-# Whatever the requests, a worker that is free takes a batch in the background after so long. Beside requests that never pause, 50,000 lines are
-# done in half a day, and one request in 300 may find a worker taken.
+# Whatever the requests, a worker that is free takes a batch in the background after so long. Beside requests that never
+# pause, 50,000 lines are done in half a day, and one request in 300 may find a worker taken.
 TURN_S = 10.0
 
 
