@@ -52,7 +52,7 @@ class DataFolder:
         self._files, self._batches, self._uploads = (path / name for name in ("files", "batches", "uploads"))
         try:
             for folder in (self._files, self._batches, self._uploads):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(0o700, parents=True, exist_ok=True)
             self._lock = open(path / "lock", "ab")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"data_dir is {str(path)!r}: {error.strerror}") from None

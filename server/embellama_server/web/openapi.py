@@ -137,8 +137,8 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
         paths.setdefault(path, {})[method] = _kept(method, path)
         if method == "get":
             statuses = ["200", *_KEPT[method, path][3].split(), "431"]
-            answers = {status: {"description": "As `GET`, without the body."} for status in statuses}
-            paths[path]["head"] = _operation("head", path, "The head of what `GET` answers.", answers)
+            heads = {status: {"description": "As `GET`, without the body."} for status in statuses}
+            paths[path]["head"] = _operation("head", path, "The head of what `GET` answers.", heads)
             _add_query(path, paths[path])
     for path, operations in paths.items():
         answers = {"204": {"description": "See `allow`.", "headers": _ALLOW}, "431": _error(HEAD_TOO_LARGE)}

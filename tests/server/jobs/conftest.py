@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types import Batch
@@ -37,8 +36,7 @@ class Client:
 
     def __init__(self, server: Server, key: str = "none"):
         self.url = server.url
-        http = httpx.Client(verify=server.verify, timeout=30)
-        self.openai = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, http_client=http)
+        self.openai = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=30)
 
     def __enter__(self) -> "Client":
         return self

@@ -1,6 +1,8 @@
 """Batches, as OpenAI's own client meets them: a real server, from a file to its answers."""
 
 import json
+import re
+import sys
 import time
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.conftest import StartServer
+from tests.conftest import ROOT, StartServer, run
 from tests.server.jobs.conftest import Client, line, lines
 
 pytestmark = pytest.mark.server
@@ -172,3 +174,10 @@ def test_nothing_is_kept_without_a_folder(tiny_path: str, start_server: StartSer
         for path in ("/v1/files", "/v1/batches", "/v1/files/x/content"):
             answer = httpx.get(server.url + path)
             assert (answer.status_code, "--data-dir" in answer.json()["error"]["message"]) == (404, True)
+
+
+def test_the_documents_program_runs(client: Client) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "batches.md").read_text(), re.DOTALL)
+    result = run(sys.executable, "-c", program.replace("http://127.0.0.1:8000", client.url).replace("minilm", "tiny"))
+    assert result.returncode == 0, result.stderr
+    assert [printed.split()[0] for printed in result.stdout.splitlines()] == ["1", "2"]

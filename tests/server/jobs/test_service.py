@@ -75,7 +75,7 @@ class Site:
     def __init__(self, state: ServerState, path: Path, max_bytes: int = 10**9):
         model = state.model(None)
         self.backend = Backend(model.backend)
-        served: Any = model._replace(backend=self.backend)  # type: ignore[arg-type]
+        served: Any = model._replace(backend=self.backend)
         state.serve(served)
         self.state, self.path, self.clock = state, path, Clock()
         self.folder = DataFolder(path, max_bytes)
