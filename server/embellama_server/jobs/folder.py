@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from embellama.bulk.durable import OutputFile, put_in_place, write_whole
+from embellama.bulk.durable import put_in_place, write_whole
 from embellama.errors import ConfigError
 from embellama_server.jobs.records import BatchRecord, FileRecord
 from embellama_server.problems import StorageFull
@@ -116,10 +116,6 @@ class DataFolder:
         """Write a batch's record, so that it is on disk when this returns."""
         with full_disk_named():
             write_whole(self._record_path(record), msgspec.json.encode(record))
-
-    def outputs(self, record: BatchRecord) -> list[OutputFile]:
-        """Return the files that a batch writes: its output, and its errors."""
-        return [OutputFile(self.path(id)) for id in output_ids(record.id)]
 
     def _record_path(self, record: FileRecord | BatchRecord) -> Path:
         folder = self._files if isinstance(record, FileRecord) else self._batches

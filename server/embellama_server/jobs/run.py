@@ -20,17 +20,17 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from embellama.backend import ANYONE, Caller
-from embellama.bulk.durable import OutputFile, put_in_place
 from embellama.deadline import Deadline
 from embellama.errors import ConfigError, EmbellamaError, ModelNotFound
 from embellama.keys import KeyEntry
 from embellama_server.dialects import openai, rerank
 from embellama_server.dialects.base import Dialect
 from embellama_server.jobs.compute import ModelAndCaller, ModelChanged, PartComputer
-from embellama_server.jobs.folder import ITEM_BYTES, DataFolder, full_disk_named, output_ids
+from embellama_server.jobs.folder import ITEM_BYTES, DataFolder
 from embellama_server.jobs.lines import LineCheck, NumberedLine, lines_from
+from embellama_server.jobs.outputs import BatchOutputs, output_records
 from embellama_server.jobs.parts import Outcome, Part, WrittenPart, read_part, undone_lines, written
-from embellama_server.jobs.records import BatchRecord, BatchStatus, FileRecord, LineError, Progress
+from embellama_server.jobs.records import BatchRecord, BatchStatus, LineError, Progress
 from embellama_server.problems import NotAllowed, StorageFull
 from embellama_server.state import ServerState
 
@@ -196,7 +196,7 @@ class BatchRun:
         computer = PartComputer(found, lambda: self._find(self.record.model), limits)
         running: deque[tuple[Part, asyncio.Task[list[Outcome]]]] = deque()
         more = True
-        async with self._outputs() as files:
+        async with self._outputs() as outputs:
             try:
                 while more or running:
                     if more and len(running) < PARTS_AHEAD:
@@ -209,7 +209,7 @@ class BatchRun:
                         part, computed = running[0]
                         made = await self._reading(written, part, await computed, self._dialect, found.model)
                         running.popleft()
-                        await self._append(files, made, part.at, part.number)
+                        await self._append(outputs, made, part.at, part.number)
             finally:
                 for _, task in running:
                     task.cancel()
@@ -226,47 +226,24 @@ class BatchRun:
                 "line": None,
             }
             lines = self._lines(self.record.progress)
-            async with self._outputs() as files:
+            async with self._outputs() as outputs:
                 while made := await self._reading(undone_lines, lines, error):
-                    await self._append(files, *made)
+                    await self._append(outputs, *made)
         await self._finish("expired")
 
     async def _finish(self, status: BatchStatus) -> None:
         """Put what was written in its place."""
-        record, folder, now = self.record, self._place.folder, int(self._place.clock())
-        lengths = record.progress.lengths
-        kept = [
-            FileRecord(
-                id=id,
-                owner=record.owner,
-                filename=f"{record.id}_{what}.jsonl",
-                purpose="batch_output",
-                n_bytes=length,
-                created_at=now,
-                expires_at=None if record.output_seconds is None else now + record.output_seconds,
-            )
-            for id, length, what in zip(output_ids(record.id), lengths, ("output", "errors"), strict=True)
-        ]
-
-        def put() -> None:
-            for file, each in zip(folder.outputs(record), kept, strict=True):
-                if file.partial.exists() and each.n_bytes:
-                    file.open(each.n_bytes)
-                    file.close()
-                    put_in_place(file.partial, file.path)
-                file.partial.unlink(missing_ok=True)
-                if each.n_bytes and each.id not in folder.files:
-                    folder.keep(each)
-
-        await self._writing(put)
+        folder = self._place.folder
+        kept = output_records(self.record, int(self._place.clock()))
+        await self._writing(lambda: BatchOutputs(folder, self.record.id).put(kept))
         for each in kept:
             if each.n_bytes and each.id not in folder.files:
                 folder.files[each.id] = each
                 folder.n_bytes += ITEM_BYTES
         output, errors = (each.id if each.n_bytes else None for each in kept)
         await self._save(status=status, output_file_id=output, error_file_id=errors)
-        done = record.progress
-        logger.info("%s is %s: %d lines done, %d failed", record.id, status, done.completed, done.failed)
+        done = self.record.progress
+        logger.info("%s is %s: %d lines done, %d failed", self.record.id, status, done.completed, done.failed)
 
     def _find(self, name: str | None) -> ModelAndCaller:
         """Find the model of a batch, and its caller; raises `GivenUp` if it may not be used, or is not there."""
@@ -290,26 +267,20 @@ class BatchRun:
         return lines_from(self._place.folder.path(self.record.input_file_id), progress.at, progress.line)
 
     @contextlib.asynccontextmanager
-    async def _outputs(self) -> AsyncIterator[list[OutputFile]]:
+    async def _outputs(self) -> AsyncIterator[BatchOutputs]:
         """Open the outputs where the record says that they end."""
-        files = self._place.folder.outputs(self.record)
+        outputs = BatchOutputs(self._place.folder, self.record.id)
         lengths = self.record.progress.lengths
-
-        def open_all() -> None:
-            with full_disk_named():
-                for file, length in zip(files, lengths, strict=True):
-                    file.open(length)
-
         try:
             try:
-                await self._writing(open_all)
+                await self._writing(lambda: outputs.open(lengths))
             except ConfigError as error:
                 raise GivenUp("output_lost", str(error)) from None
-            yield files
+            yield outputs
         finally:
-            self._place.disk.submit(_close, files)  # after what is being written; before anything that comes next
+            self._place.disk.submit(outputs.close)  # after what is being written; before anything that comes next
 
-    async def _append(self, files: list[OutputFile], made: WrittenPart, at: int, number: int) -> None:
+    async def _append(self, outputs: BatchOutputs, made: WrittenPart, at: int, number: int) -> None:
         """Add a part to the outputs, then count it."""
         folder, done = self._place.folder, self.record.progress
         n_output, n_errors = len(made.output), len(made.errors)
@@ -324,10 +295,7 @@ class BatchRun:
         record = msgspec.structs.replace(self.record, progress=progress)
 
         def append() -> None:
-            with full_disk_named():
-                for file, data in zip(files, (made.output, made.errors), strict=True):
-                    if data:
-                        file.append(data)
+            outputs.append(made.output, made.errors)
             folder.save(record)
 
         folder.reserve(n_output + n_errors)
@@ -360,9 +328,3 @@ class BatchRun:
         future = asyncio.get_running_loop().run_in_executor(self._place.disk, work)
         future.add_done_callback(take)
         await asyncio.shield(future)
-
-
-def _close(files: list[OutputFile]) -> None:
-    for file in files:
-        with contextlib.suppress(OSError):  # what could not be written does not count
-            file.close()
