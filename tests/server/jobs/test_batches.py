@@ -157,7 +157,7 @@ def test_requests_of_clients_go_first(client: Client) -> None:
         found = client.openai.batches.retrieve(batch.id)
         assert found.request_counts
         done.append(found.request_counts.completed)
-    assert done[-1] == done[len(done) // 2], "lines were computed between requests"
+    assert done[-1] - done[len(done) // 2] <= 256, "more than a part was computed between requests"
     client.openai.batches.cancel(batch.id)
     assert client.wait(batch).status == "cancelled"
 
