@@ -28,9 +28,10 @@ from embellama_server.problems import Problem, as_sent, problem_of
 from embellama_server.reply import JSON, ReplyContext, dumps
 from embellama_server.state import ServedModel
 
-# A part ends with so many lines, texts or tokens, whatever comes first. At most two parts are computed again after an
-# end; smaller ones have more crumbs of batches, and wait for the disk more often. One line may have more of each.
+# A part ends with so many lines, bytes of them, texts or tokens, whatever comes first. At most two parts are computed
+# again after an end; smaller ones have more crumbs of batches, and wait for the disk more often. A line may have more.
 PART_LINES = 256
+PART_BYTES = 4 * 1024 * 1024
 PART_TEXTS = 1024
 PART_TOKENS = 16_384
 
@@ -123,17 +124,18 @@ def read_part(
     """
     read: list[ReadLine] = []
     texts = Texts()
-    n_texts = n_tokens = at = number = 0
+    n_bytes = n_texts = n_tokens = at = number = 0
     for line in lines:
-        _, number, at = line
+        content, number, at = line
         if work.at:
             work.at = time.monotonic() + model.config.timeout_ms / 1000
         with working_until(work):
             found = _read_line(line, texts, dialect, model)
         read.append(found)
+        n_bytes += len(bytes(content))  # type: ignore[arg-type]
         n_texts += len(found.places)
         n_tokens += sum(len(texts.tokens[place]) for place in found.places)
-        if len(read) >= PART_LINES or n_texts >= PART_TEXTS or n_tokens >= PART_TOKENS:
+        if len(read) >= PART_LINES or n_bytes >= PART_BYTES or n_texts >= PART_TEXTS or n_tokens >= PART_TOKENS:
             break
     return Part(read, texts, at, number) if read else None
 
@@ -154,6 +156,8 @@ def _read_line(line: NumberedLine, texts: Texts, dialect: Dialect[Any, Any], mod
         job = dialect.job(request, model.jobs)
         check_tokens(job, model.config.max_request_tokens)
     except EmbellamaError as error:
+        if request:
+            request.inputs = ()
         return ReadLine(number, id, asked.custom_id, request, None, [], error)
     request.inputs = ()  # their tokens are enough
     places = [texts.add(text, job.kind) for text in job.tokens]

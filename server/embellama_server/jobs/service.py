@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import msgspec
 
+from embellama.errors import EmbellamaError, Unavailable
 from embellama_server.jobs.folder import ITEM_BYTES, DataFolder, new_id
 from embellama_server.jobs.records import BatchObject, BatchRecord, BatchStatus, FileRecord
 from embellama_server.jobs.run import BatchRun, DoneLines, FindKey, Workplace
 from embellama_server.jobs.upload import Upload
-from embellama_server.problems import Conflict, NotFound, StorageFull
+from embellama_server.problems import Conflict, NotFound
 from embellama_server.state import ServerState
 
 logger = logging.getLogger("embellama.jobs")
@@ -68,6 +69,7 @@ class BatchService:
         self._all_slots = asyncio.Semaphore(MAX_RUNNING)
         self._slots: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_RUNNING_OF_ONE))
         self._ticking: asyncio.Task[None] | None = None
+        self._is_stopping = False
 
     def start(self) -> None:
         """Go on with every batch that has not ended, in the running event loop."""
@@ -78,6 +80,7 @@ class BatchService:
 
     async def stop(self) -> None:
         """Stop, and let go of the folder; what runs goes on at the next start."""
+        self._is_stopping = True
         tasks = [task for _, task in self._runs.values()] + ([self._ticking] if self._ticking else [])
         for run, _ in self._runs.values():
             run.stop()
@@ -127,12 +130,7 @@ class BatchService:
             created_at=now,
             expires_at=now + (seconds or KEPT_S),
         )
-        self.folder.reserve_item(self.folder.files)
-        try:
-            await self._on_disk(lambda: self.folder.keep(record, upload.path))
-        except StorageFull:
-            self.folder.release(ITEM_BYTES)
-            raise
+        await self._add(self.folder.files, lambda: self.folder.keep(record, upload.path))
         upload.taken()
         self.folder.files[record.id] = record
         return record
@@ -147,12 +145,7 @@ class BatchService:
 
     async def create(self, record: BatchRecord) -> BatchRecord:
         """Begin with a batch; raises `StorageFull`."""
-        self.folder.reserve_item(self.folder.batches)
-        try:
-            await self._on_disk(lambda: self.folder.save(record))
-        except StorageFull:
-            self.folder.release(ITEM_BYTES)
-            raise
+        await self._add(self.folder.batches, lambda: self.folder.save(record))
         self.folder.batches[record.id] = record
         self._run(record)
         return record
@@ -247,12 +240,23 @@ class BatchService:
             if batch.has_ended and now >= batch.expires_at + KEPT_S:
                 await self._forget(self.folder.batches, batch)
 
+    async def _add(self, kept: dict[str, Record], work: Callable[[], None]) -> None:
+        """Write one more file or batch to disk, if there may be one more."""
+        self.folder.reserve_item(kept)
+        try:
+            await self._on_disk(work)
+        except EmbellamaError:
+            self.folder.release(ITEM_BYTES)
+            raise
+
     async def _forget(self, kept: dict[str, Record], record: Record) -> None:
         if kept.pop(record.id, None):
             await self._on_disk(lambda: self.folder.forget(record))
             self.folder.release(ITEM_BYTES + (record.n_bytes if isinstance(record, FileRecord) else 0))
 
     async def _on_disk(self, work: Callable[[], None]) -> None:
+        if self._is_stopping:
+            raise Unavailable("the server is shutting down")
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._disk, work))
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types import FilePurpose
 
-from tests.conftest import StartServer
+from tests.conftest import StartServer, wait_until
 from tests.server.jobs.conftest import Client, jsonl, line, lines
 
 pytestmark = pytest.mark.server
@@ -88,6 +88,23 @@ def test_a_file_that_is_too_large_is_refused_by_its_head(client: Client) -> None
         connection.endheaders()
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "request_too_large")
+
+
+def test_of_an_upload_that_stops_nothing_is_left(tiny_path: str, start_server: StartServer, tmp_path: Path) -> None:
+    uploads = tmp_path / "data" / "uploads"
+    flags = ("--model-path", tiny_path, "--workers", "1", "--data-dir", str(tmp_path / "data"), "--timeout-ms", "500")
+    with start_server(*flags, ready=False) as server:
+        host = server.url.removeprefix("http://")
+        for is_silent in (False, True):
+            with contextlib.closing(http.client.HTTPConnection(host)) as connection:
+                connection.putrequest("POST", "/v1/files")
+                connection.putheader("content-type", "multipart/form-data; boundary=x")
+                connection.putheader("content-length", "3000000")
+                connection.endheaders(b'--x\r\ncontent-disposition: form-data; name="file"\r\n\r\n' + b"x" * 2_000_000)
+                wait_until(lambda: any(each.stat().st_size for each in uploads.iterdir()), "some of it is written")
+                if is_silent:
+                    assert connection.getresponse().status == 408
+            wait_until(lambda: not any(uploads.iterdir()), "it is deleted")
 
 
 def test_a_full_folder_refuses_files_and_has_batches_wait(

@@ -1,10 +1,12 @@
 """Whose time is over, who may go on, what a full disk leaves: the service itself, with a clock that the test moves."""
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ async def eventually(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes: the system refuses it as it does when the disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Clock:
@@ -204,6 +217,26 @@ async def test_a_batch_goes_on_once_the_disk_has_room(site: Site, monkeypatch: p
     site.folder.release(10**9 - before)
     batch = await site.until("completed")
     assert batch.progress.completed == len(site.read(batch.output_file_id)) == 300
+
+
+async def test_a_file_that_may_grow_no_more_is_gone_on_with(
+    state: ServerState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_LINES", 10)
+    monkeypatch.setattr("embellama_server.jobs.run.FULL_RETRY_S", 0.05)
+    outputs = []
+    for name, limit in (("whole", resource.RLIM_INFINITY), ("full", 70_000)):
+        site = Site(state, tmp_path / name)
+        site.service.start()
+        with largest_file(limit):
+            await site.begin(jsonl(lines(300)))
+            if name == "full":
+                await eventually(lambda site=site: site.service.told(site.batch)["errors"] is not None)  # type: ignore[misc]
+                assert 0 < site.batch.progress.completed < 300
+        batch = await site.until("completed")
+        await site.service.stop()
+        outputs.append(site.folder.path(str(batch.output_file_id)).read_bytes())
+    assert outputs[0] == outputs[1]
 
 
 async def test_a_stopped_service_goes_on_in_the_next_one(state: ServerState, tmp_path: Path) -> None:
