@@ -98,11 +98,11 @@ def build_app(state: ServerState, keyring: Keyring | None = None, batches: Batch
     starlette = Starlette(
         routes=[
             *admin.routes(state),
-            *job_routes(state, batches),
             *pages.routes(state),
             *ollama.routes(state),
             # Names of models may have slashes.
             *(Route(path.replace("}", ":path}"), route, methods=["POST"]) for path, route in routes.items()),
+            *job_routes(state, batches),
             *openapi.routes(state),
             *docs.routes(state),
         ],
