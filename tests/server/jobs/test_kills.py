@@ -14,7 +14,7 @@ from tests.server.jobs.conftest import Client, lines
 
 pytestmark = pytest.mark.server
 
-N_KILLS = 5
+N_KILLS = 4
 
 
 def test_a_batch_of_a_killed_server_ends_with_the_bytes_of_an_undisturbed_one(tiny_path: str, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_batch_of_a_killed_server_ends_with_the_bytes_of_an_undisturbed_one(ti
 
     choose = random.Random(0)
     with serving(ready=False) as server, Client(server) as client:
-        batch = client.begin(lines(6000))
+        batch = client.begin(lines(4000))
     (data / "uploads" / "half").write_bytes(b"of a file")
     record = data / "batches" / f"{batch.id}.json"
     for number in range(N_KILLS):
@@ -42,7 +42,7 @@ def test_a_batch_of_a_killed_server_ends_with_the_bytes_of_an_undisturbed_one(ti
     assert not list((data / "uploads").iterdir())
     with serving(ready=True) as server, Client(server) as client:
         disturbed = client.wait(client.openai.batches.retrieve(batch.id))
-        whole = client.run(lines(6000))
+        whole = client.run(lines(4000))
         assert disturbed.request_counts == whole.request_counts
         assert client.read(disturbed.output_file_id) == client.read(whole.output_file_id)
     assert not list(data.glob("*/*.partial"))

@@ -15,6 +15,7 @@ import openai
 import pytest
 from embellama_server.jobs import parts
 from embellama_server.jobs.folder import DataFolder
+from embellama_server.jobs.lines import MAX_ERRORS, MAX_LINES, LineCheck, NumberedLine
 from embellama_server.jobs.records import BatchRecord, FileRecord
 from embellama_server.jobs.service import KEPT_S, BatchService
 from embellama_server.problems import RateLimited, StorageFull
@@ -136,6 +137,21 @@ async def site(state: ServerState, tmp_path: Path) -> AsyncIterator[Site]:
     site.service.start()
     yield site
     await site.service.stop()
+
+
+def test_a_file_has_at_most_50_000_lines_and_a_hundred_errors_are_told() -> None:
+    check = LineCheck("/v1/embeddings")
+    for number in range(1, MAX_LINES + 2):
+        assert not check.is_hopeless
+        check.add(
+            NumberedLine(b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{}}' % number, number, 0)
+        )
+    assert check.is_hopeless
+    assert [(error["code"], error["line"]) for error in check.errors] == [("too_many_lines", None)]
+    check = LineCheck("/v1/embeddings")
+    for number in range(1, MAX_ERRORS + 2):
+        check.add(NumberedLine(b"{", number, 0))
+    assert ([error["line"] for error in check.errors], check.is_hopeless) == ([*range(1, MAX_ERRORS + 1)], True)
 
 
 async def test_a_batch_whose_time_is_over_says_so_of_every_line_that_is_left(site: Site) -> None:
