@@ -40,10 +40,14 @@ class Caller(NamedTuple):
 
     name: Callers of one name are one: they share its part of the workers' time.
     shares_cache: Whether its rows may be kept for others, and those of others be its own.
+    background: Whether its requests run only while there is nothing else to do. Each is one batch then, so it should
+        fill one; it is computed beside no other texts, and no cache knows of it: its rows are the same to the last bit
+        whenever it is computed.
     """
 
     name: str = ""
     shares_cache: bool = True
+    background: bool = False
 
 
 #: The caller where nobody has to say who he is.

@@ -159,7 +159,8 @@ class Ledger(Generic[RowsFuture]):
             Overloaded: The waiting room is full.
         """
         # First of all: rows are hundreds of megabytes, and what is refused needs none.
-        id = self._scheduler.submit([len(text) for text in tokens], deadline, caller.name) if tokens else 0
+        lengths = [len(text) for text in tokens]
+        id = self._scheduler.submit(lengths, deadline, caller.name, background=caller.background) if tokens else 0
         try:
             request = OpenRequest(tokens, kind, self._dim, self._new_future(), deadline, times, progress)
         except BaseException:  # no memory

@@ -1,7 +1,7 @@
 """Decide which texts run next, together, where, and on how many threads.
 
-   submit ──► WaitingRoom (`waiting_room.py`)
-                 │ assign: a worker may have another batch, so the room picks texts for one
+   submit ──► WaitingRoom (`waiting_room.py`); BackgroundQueue (`background.py`) for what can wait for idle workers
+                 │ assign: a worker may have another batch, so the room picks texts for one; an empty one lets the queue
                  ▼
               batches held by a worker: at most `n_slots`, the first of them running
                  │ complete ──► rows to copy out, requests that have every row
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from embellama.background import BackgroundQueue
 from embellama.caller_queue import Text
 from embellama.config import EngineConfig
 from embellama.waiting_room import WaitingRoom
@@ -87,6 +88,7 @@ class _Batch(NamedTuple):
     texts: list[Text]
     deaths: int  # workers that died, or failed, on exactly these texts
     n_tokens: int
+    background: bool = False
 
 
 class Scheduler:
@@ -100,6 +102,7 @@ class Scheduler:
             max_waiting=limits.max_waiting,
             max_waiting_tokens=limits.max_waiting_tokens,
         )
+        self._background = BackgroundQueue()
         self._ids = itertools.count(1)
         self._n_unanswered: dict[int, int] = {}  # each open request's texts that have no row yet
         self._again: deque[_Batch] = deque()  # batches that must run again, ahead of all others
@@ -119,6 +122,11 @@ class Scheduler:
         return self._room.n_tokens
 
     @property
+    def n_background(self) -> int:
+        """Requests that wait for workers to be idle."""
+        return len(self._background)
+
+    @property
     def n_open(self) -> int:
         """Requests not yet answered."""
         return len(self._n_unanswered)
@@ -132,13 +140,16 @@ class Scheduler:
         """Batches a worker holds."""
         return len(self._held.get(worker, ()))
 
-    def submit(self, n_tokens: Sequence[int], deadline: float = float("inf"), caller: str = "") -> int:
-        """Put a request into the waiting room.
+    def submit(
+        self, n_tokens: Sequence[int], deadline: float = float("inf"), caller: str = "", *, background: bool = False
+    ) -> int:
+        """Put a request into the waiting room, or among those that wait for workers to be idle.
 
         Args:
             n_tokens: Tokens in each of its texts, ``(n_texts,)``, at least one text.
             deadline: When `expired` reports it, on the clock of who drives the scheduler.
             caller: Who asks: those of one name are one.
+            background: Whether it runs, as one batch, only while no others wait; such requests have no limit here.
 
         Returns:
             The request's id.
@@ -147,7 +158,10 @@ class Scheduler:
             Overloaded: The waiting room is full.
         """
         id = next(self._ids)
-        self._room.add(id, n_tokens, caller)
+        if background:
+            self._background.add(id, n_tokens, caller)
+        else:
+            self._room.add(id, n_tokens, caller)
         self._n_unanswered[id] = len(n_tokens)
         if deadline != float("inf"):
             heapq.heappush(self._deadlines, (deadline, id))
@@ -168,6 +182,7 @@ class Scheduler:
         """Forget a request: nothing of it runs any more, and what is running is thrown away. Unknown ids do nothing."""
         if self._n_unanswered.pop(id, None):
             self._room.remove(id)
+            self._background.remove(id)
 
     def expired(self, now: float) -> list[int]:
         """Cancel every request whose deadline has come, and return their ids."""
@@ -183,9 +198,9 @@ class Scheduler:
         """Take a worker into service; it holds no batches yet."""
         self._held[worker] = {}
 
-    def assign(self) -> Iterator[Assignment]:
-        """Yield batches to send, until no worker should get another."""
-        while assignment := self._assign_one():
+    def assign(self, *, background: bool = True) -> Iterator[Assignment]:
+        """Yield batches to send, until no worker should get another; those in the background only if they may run."""
+        while assignment := self._assign_one(background):
             yield assignment
 
     def complete(self, batch: int, worker: int) -> BatchResult:
@@ -236,7 +251,7 @@ class Scheduler:
 
     def _run_again(self, batch: _Batch, n_deaths: int) -> list[Failure]:
         if n_deaths < 2:
-            self._again.append(_Batch(batch.texts, n_deaths, batch.n_tokens))
+            self._again.append(batch._replace(deaths=n_deaths))
             return []
         # One more death, and a text is convicted.
         return self._run_alone(batch, n_deaths=1)
@@ -247,7 +262,7 @@ class Scheduler:
             # Not in halves: each half with the text at fault in it would cost another worker, and starting one takes
             # longer than computing a batch text by text.
             n_tokens = batch.n_tokens // len(batch.texts)
-            self._again.extend(_Batch([text], n_deaths, n_tokens) for text in batch.texts)
+            self._again.extend(_Batch([text], n_deaths, n_tokens, batch.background) for text in batch.texts)
             return []
         (text,) = batch.texts
         if text.request not in self._n_unanswered:
@@ -255,7 +270,7 @@ class Scheduler:
         self.cancel(text.request)
         return [Failure(*text)]
 
-    def _assign_one(self) -> Assignment | None:
+    def _assign_one(self, background: bool) -> Assignment | None:
         serving = self.workers
         if not serving:
             return None
@@ -271,13 +286,20 @@ class Scheduler:
         if batch is None and room.n_requests and (n_held == 0 or room.n_tokens >= self._limits.max_batch_tokens):
             picked = room.pick(len(free), small=small)
             batch = _Batch(picked.texts, 0, picked.n_tokens)
+        elif batch is None and background and n_held == 0 and (taken := self._background.take()):
+            # Never a second one: a request that comes now would wait for both.
+            batch = _Batch(taken.texts, 0, taken.n_tokens, background=True)
         if batch is None:
             return None
-        alone = not room.n_requests and not self._again and not any(self._held.values())
+        # With more threads, sums come in another order. What runs in the background always has as many.
+        may_have_all = not batch.background
+        alone = may_have_all and not room.n_requests and not self._again and not any(self._held.values())
         id = next(self._ids)
         self._held[free[0]][id] = batch
         # The ready workers share the cores: of two workers, one may be starting again.
-        n_threads = max(self._limits.n_threads_busy, self._limits.n_threads_alone // len(serving))
+        n_threads = self._limits.n_threads_busy
+        if may_have_all:
+            n_threads = max(n_threads, self._limits.n_threads_alone // len(serving))
         return Assignment(id, free[0], batch.texts, self._limits.n_threads_alone if alone else n_threads)
 
     def _next_again(self) -> _Batch | None:
@@ -285,5 +307,5 @@ class Scheduler:
             batch = self._again.popleft()
             texts = [text for text in batch.texts if text.request in self._n_unanswered]
             if texts:
-                return _Batch(texts, batch.deaths, batch.n_tokens)
+                return batch._replace(texts=texts)
         return None

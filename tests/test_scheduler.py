@@ -430,3 +430,52 @@ def test_batches_of_a_few_tokens_are_small_ones_too(max_batch_tokens: int) -> No
     while scheduler.n_open:
         for assignment in scheduler.assign():
             scheduler.complete(assignment.batch, 0)
+
+
+# ---- in the background
+
+
+def test_a_request_in_the_background_is_one_batch_beside_no_others() -> None:
+    made = scheduler(n_workers=2)
+    first, second = (made.submit([10, 20], background=True) for _ in range(2))
+    assignments = list(made.assign())
+    assert [[*each.texts] for each in assignments] == [
+        [Text(first, 0), Text(first, 1)],
+        [Text(second, 0), Text(second, 1)],
+    ]
+    assert {each.n_threads for each in assignments} == {1}, "as many as ever, though the first was alone"
+
+
+def test_the_background_waits_for_all_others_and_for_leave() -> None:
+    made = scheduler(n_workers=1, n_slots=2)
+    waits = made.submit([100], background=True)
+    assert list(made.assign(background=False)) == []
+    asked = made.submit([100])
+    (first,) = made.assign()
+    assert [text.request for text in first.texts] == [asked]
+    made.complete(first.batch, first.worker)
+    (second,) = made.assign()
+    made.submit([100], background=True)
+    assert [text.request for text in second.texts] == [waits]
+    assert list(made.assign()) == [], "a worker holds one such batch"
+    assert (made.n_waiting, made.n_background, made.n_open) == (0, 1, 2)
+
+
+def test_callers_in_the_background_take_turns_and_leave_the_room_as_it_is() -> None:
+    made = scheduler(n_workers=1, max_waiting=1)
+    many = [made.submit([10], caller="a", background=True) for _ in range(4)]
+    few = [made.submit([10], caller="b", background=True) for _ in range(2)]
+    made.check_room()
+    assert drain(made, list(made.assign())) == [many[0], few[0], many[1], few[1], many[2], many[3]]
+
+
+def test_a_batch_in_the_background_runs_again_as_it_was() -> None:
+    made = scheduler()
+    made.submit([10, 20], background=True)
+    (batch,) = made.assign()
+    made.worker_lost(batch.worker)
+    (again,) = made.assign()
+    assert (again.texts, again.n_threads) == (batch.texts, 1)
+    gone = made.submit([10], background=True)
+    made.cancel(gone)
+    assert made.n_background == 0

@@ -115,8 +115,12 @@ class CachedBackend(Generic[RowsFuture]):
         """Find or compute the rows of texts, as `Backend.submit` says.
 
         What is known is answered though the back end inside is full. What that raises once slow layers were asked, the
-        future fails with.
+        future fails with. What is computed in the background goes by: its rows must not depend on what is known.
         """
+        if caller.background:
+            return self._inside.submit(
+                tokens, kind=kind, deadline=deadline, times=times, progress=progress, caller=caller
+            )
         keys = self._keys.of(tokens, kind, caller)
         starts = row_starts(tokens, kind)
         since = time_limit(self._ttl_s)

@@ -27,12 +27,14 @@ from embellama.batch import RowKind, Rows
 from embellama.errors import EmbellamaError, Overloaded, Unavailable
 from embellama.jobs import Job
 from embellama_server.dialects import DIALECTS
-from embellama_server.dialects.base import EMBEDDINGS, Dialect, ParsedRequest
+from embellama_server.dialects.base import EMBEDDINGS, Dialect, ParsedRequest, check_tokens
 from embellama_server.edges import KnownPaths, behind_proxies, for_origins
 from embellama_server.exchange import Exchange
 from embellama_server.gateway.check import KeyCheck
 from embellama_server.gateway.keyring import Keyring
 from embellama_server.held import HeldBytes
+from embellama_server.jobs.routes import routes as job_routes
+from embellama_server.jobs.service import BatchService
 from embellama_server.problems import TooManyTokens, as_sent, problem_of
 from embellama_server.reading import ClientGone, cancel_when_gone, check_encoding, read_body
 from embellama_server.reply import Reply, dumps
@@ -86,8 +88,8 @@ def steps(state: ServerState, keyring: Keyring | None = None) -> list[Step]:
     return found
 
 
-def build_app(state: ServerState, keyring: Keyring | None = None) -> ASGIApp:
-    """Build the ASGI application; with a keyring, for its keys only.
+def build_app(state: ServerState, keyring: Keyring | None = None, batches: BatchService | None = None) -> ASGIApp:
+    """Build the ASGI application; with a keyring, for its keys only; with a service, for files and batches too.
 
     Raises:
         ConfigError: A setting of its paths is wrong.
@@ -100,6 +102,7 @@ def build_app(state: ServerState, keyring: Keyring | None = None) -> ASGIApp:
             *ollama.routes(state),
             # Names of models may have slashes.
             *(Route(path.replace("}", ":path}"), route, methods=["POST"]) for path, route in routes.items()),
+            *job_routes(state, batches),
             *openapi.routes(state),
             *docs.routes(state),
         ],
@@ -211,12 +214,7 @@ class EmbeddingRoute:
             thread = self._state.tokenizing_huge if n_characters > HUGE_CHARACTERS else self._state.tokenizing
             make_job = functools.partial(self._dialect.job, request, model.jobs)
             job = await thread.run(make_job, n_characters, deadline)
-        n_tokens = sum(map(len, job.tokens))
-        if n_tokens > limit:
-            raise TooManyTokens(
-                f"the request has {n_tokens} tokens in {len(job.tokens)} texts; the limit is {limit} for one request",
-                "input",
-            )
+        check_tokens(job, limit)
         return job
 
     async def _stream(

@@ -132,6 +132,17 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         Meta(ge=0, le=1, description="Share of requests that are traced, where no client says by its traceparent."),
     ] = 1.0
 
+    data_dir: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^\0]*$",
+            description="Folder that keeps files and batches, made if it is missing; with it, there are OpenAI's Files "
+            "and Batches.",
+        ),
+    ] = ""
+    data_bytes: Annotated[int, Meta(ge=1, description="Most bytes that files and batches may take in data_dir.")] = (
+        10_000_000_000
+    )
     keys_file: Annotated[
         str,
         Meta(pattern=r"^[^\0]*$", description="TOML file of API keys; with it, nobody is answered without one."),

@@ -41,6 +41,10 @@ class BodyTooLarge(BadRequest):
     """The body has more bytes than the server takes."""
 
 
+class StorageFull(BadRequest):
+    """There is no room on disk for what is to be kept."""
+
+
 class BodyTooSlow(BadRequest):
     """The body was not here in time."""
 
@@ -90,6 +94,7 @@ STATUSES: dict[type[Exception], tuple[int, str, str | None]] = {
     Conflict: (409, "invalid_request_error", "conflict"),
     BodyTooSlow: (408, "invalid_request_error", "request_timeout"),
     BodyTooLarge: (413, "invalid_request_error", "request_too_large"),
+    StorageFull: (413, "invalid_request_error", "storage_full"),
     UnsupportedEncoding: (415, "invalid_request_error", "unsupported_encoding"),
     RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.ModelError: (500, "server_error", errors.ModelError.code),

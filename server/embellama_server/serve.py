@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ from embellama_server.config import ServerConfig
 from embellama_server.gateway.charging import ChargingBackend
 from embellama_server.gateway.keyring import Keyring
 from embellama_server.gateway.meters import LimitStore
+from embellama_server.jobs.collector import BatchCollector
+from embellama_server.jobs.folder import DataFolder
+from embellama_server.jobs.service import BatchService
 from embellama_server.listening import listen
 from embellama_server.models import check_memory, described, load
 from embellama_server.protocol import Protocol
@@ -66,11 +70,13 @@ def serve(config: ServerConfig) -> None:
     certificate = Certificate(config.tls_cert, config.tls_key) if config.tls_cert else None
     keyring = _keyring(config)
     state = build(config, keyring)
+    batches = _batches(state, keyring)
     with contextlib.ExitStack() as stack:
         if state.tracer:
             stack.callback(state.tracer.close)
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
-        http = _HttpServer(state, _uvicorn_config(config, build_app(state, keyring), certificate))
+        app = build_app(state, keyring, batches)
+        http = _HttpServer(state, _uvicorn_config(config, app, certificate), batches)
         # uvicorn raises the signal that stopped it once more when it is done, to this: the exit status stays 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, http.handle_exit)
@@ -109,9 +115,9 @@ def _uvicorn_config(config: ServerConfig, app: ASGIApp, certificate: Certificate
 class _HttpServer(uvicorn.Server):
     """A uvicorn server that, when told to stop, does not wait for requests that have not arrived."""
 
-    def __init__(self, state: ServerState, config: uvicorn.Config):
+    def __init__(self, state: ServerState, config: uvicorn.Config, batches: BatchService | None):
         super().__init__(config)
-        self.state = state
+        self.state, self.batches = state, batches
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; on a second signal at once."""
@@ -122,6 +128,8 @@ class _HttpServer(uvicorn.Server):
         # Read what has arrived: uvicorn hangs up on connections that have no request, and one may be in the socket.
         await asyncio.sleep(ARRIVED_S)
         self.state.stop_reading()
+        if self.batches:
+            await self.batches.stop()  # its workers are for requests now
         await super().shutdown(sockets)
 
 
@@ -129,6 +137,17 @@ def _keyring(config: ServerConfig) -> Keyring | None:
     if not config.keys_file:
         return None
     return Keyring(config.keys_file, LimitStore(config.redis_url, fails_open=config.limits_without_redis == "open"))
+
+
+def _batches(state: ServerState, keyring: Keyring | None) -> BatchService | None:
+    """Return what keeps files and runs batches, if there is a folder for them; raises `ConfigError`."""
+    config = state.config
+    if not config.data_dir:
+        return None
+    folder = DataFolder(Path(config.data_dir), config.data_bytes)
+    service = BatchService(state, folder, keyring.find if keyring else None)
+    state.metrics.add(BatchCollector(service))
+    return service
 
 
 def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
@@ -191,6 +210,8 @@ async def _run(
             except OSError as error:
                 n_workers = model.config.num_workers
                 raise click.ClickException(f"cannot start {n_workers} workers: {error.strerror}") from None
+        if http.batches:
+            http.batches.start()
         hangups.on_hangup(lambda: loop.call_soon_threadsafe(renew))
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
         await asyncio.wait([serving, *failures], return_when=asyncio.FIRST_COMPLETED)

@@ -340,3 +340,14 @@ def test_rows_are_those_of_one_model(inside: Inside) -> None:
     backend.close()
     other: Rows | None = outcome(cached(Inside(), None, layer, keys=RowKeys(b"another")).submit([A]))  # type: ignore[assignment]
     assert other is None
+
+
+def test_what_is_computed_in_the_background_is_neither_looked_up_nor_kept(inside: Inside) -> None:
+    backend, background = cached(inside), Caller(background=True)
+    backend.submit([A])
+    inside.compute_all()
+    for n_requests in (2, 3):
+        future = backend.submit([A, B], caller=background)
+        assert len(inside.requests) == n_requests
+        inside.compute_all()
+        assert_rows(future, [A, B])

@@ -13,7 +13,7 @@ import msgspec
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.results import Embeddings
-from embellama_server.problems import Problem
+from embellama_server.problems import Problem, TooManyTokens
 from embellama_server.reply import Reply, ReplyContext
 
 # The operation of dialects that answer with vectors of texts.
@@ -56,6 +56,16 @@ class ParsedRequest(msgspec.Struct, kw_only=True):
 
 RequestT = TypeVar("RequestT", bound=ParsedRequest)
 ResultT = TypeVar("ResultT")
+
+
+def check_tokens(job: Job[Any], limit: int) -> None:
+    """Raise `TooManyTokens` if the texts of a request's job have more than `limit`."""
+    n_tokens = sum(map(len, job.tokens))
+    if n_tokens > limit:
+        raise TooManyTokens(
+            f"the request has {n_tokens} tokens in {len(job.tokens)} texts; the limit is {limit} for one request",
+            "input",
+        )
 
 
 class Dialect(ABC, Generic[RequestT, ResultT]):

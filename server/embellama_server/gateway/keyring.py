@@ -56,6 +56,11 @@ class Keyring:
         """Return the account of an open request's caller, whose key may have gone from the file meanwhile."""
         return self._by_name[name]
 
+    def find(self, name: str) -> KeyEntry | None:
+        """Return the entry of a name in the file as it was read last; None if there is none."""
+        account = self._by_name.get(name)
+        return account.entry if account and self._by_digest.get(account.entry.sha256) is account else None
+
     def _set(self, entries: list[KeyEntry]) -> None:
         self._by_digest = {}
         for entry in entries:

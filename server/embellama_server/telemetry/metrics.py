@@ -53,6 +53,10 @@ class Metrics(Collector):
         self._batches: dict[str, _Batches] = collections.defaultdict(_Batches)
         registry.register(self)
 
+    def add(self, collector: Collector) -> None:
+        """Write what another collector counts, too."""
+        self._registry.register(collector)
+
     def request(self, record: RequestRecord) -> None:
         """Count a request, and, if it was answered with success, its texts and how long each of `PHASES` took."""
         self._requests[record.path, str(record.status), record.model] += 1

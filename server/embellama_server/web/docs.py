@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from embellama_server.dialects import DIALECTS
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
 from embellama_server.web import openapi
@@ -70,14 +71,15 @@ def page(model: str, root_path: str = "") -> str:
     """Write the page whose examples ask for `model`, and whose links go below `root_path`."""
     description = openapi.description(model, root_path)
     schemas = description["components"]["schemas"]
+    dialect_paths = {path for dialect in DIALECTS for path in dialect.paths}
     same: dict[str, list[str]] = {}  # paths whose operation is the same but for its name
     lines = []
     for path, operations in description["paths"].items():
-        if "post" in operations:
+        if path in dialect_paths:
             operation = {name: value for name, value in operations["post"].items() if name != "operationId"}
             same.setdefault(str(operation), []).append(path)
-        for method in ("get", "put", "delete"):
-            if method in operations:
+        for method in ("get", "post", "put", "delete"):
+            if method in operations and not (method == "post" and path in dialect_paths):
                 is_link = method == "get" and "{" not in path
                 lines.append(Line(method.upper(), path, operations[method]["summary"], is_link))
     posts = [_section(model, paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]

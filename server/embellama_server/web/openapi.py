@@ -1,7 +1,7 @@
 """The OpenAPI description of every path, made from the types that bodies are read and written as.
 
 DIALECTS: body_type, answers, error_body ──┬── msgspec.json.schema_components ──► OpenAPI 3.1 ──► /openapi.json
-the types of pages ────────────────────────┘                                          └──► docs.py
+the types of pages, of files and batches ──┘                                          └──► docs.py
 
 tests/server/web/test_openapi.py holds the server to it.
 """
@@ -18,6 +18,8 @@ from starlette.routing import Route
 from embellama import __version__
 from embellama_server.dialects import DIALECTS
 from embellama_server.dialects.base import Dialect
+from embellama_server.jobs import records
+from embellama_server.jobs import routes as jobs
 from embellama_server.problems import OpenAIErrorBody
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
@@ -43,9 +45,17 @@ CHANGE_ERRORS = {
     "409": "Another model is being loaded, or the name belongs to another model, or this is the only model.",
     "503": "The server is shutting down.",
 }
+KEPT_ERRORS = {
+    "400": "A field, or the query, is wrong: the message names it.",
+    "404": "There is no such file or batch, or the server was started without `--data-dir`.",
+    "409": "It is in use, or has ended.",
+    "413": "It is too large, or there is no room for it.",
+    "503": "The server is shutting down, or holds too many bytes.",
+}
 HEAD_TOO_LARGE = "The request's head is too large."
 
 TEXT, HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
+BYTES, FORM = "application/octet-stream", "multipart/form-data"
 
 # Paths that are read with GET: what they give, its content type and its body's type.
 _PAGES: dict[str, tuple[str, str, Any]] = {
@@ -68,6 +78,24 @@ _PAGES: dict[str, tuple[str, str, Any]] = {
     "/metrics": ("Counts and times, for Prometheus.", CONTENT_TYPE, str),
     "/openapi.json": ("This description.", JSON, dict[str, Any]),
     "/docs": ("This description, to be read.", HTML, str),
+}
+
+# Operations on files and batches: what they give, its content type and its body's type, and how else they answer.
+_KEPT: dict[tuple[str, str], tuple[str, str, Any, str]] = {
+    ("post", jobs.FILES): ("Keep a file of requests for a batch.", JSON, records.FileObject, "400 404 408 413 415 503"),
+    ("get", jobs.FILES): ("The files that are kept.", JSON, records.FilePage, "400 404"),
+    ("get", jobs.FILE): ("A file that is kept.", JSON, records.FileObject, "404"),
+    ("delete", jobs.FILE): ("Delete a file.", JSON, records.DeletedFile, "404 409"),
+    ("get", jobs.CONTENT): ("The bytes of a file.", BYTES, None, "404"),
+    ("post", jobs.BATCHES): (
+        "Begin with a batch: the requests of a file are computed when no others wait.",
+        JSON,
+        records.BatchObject,
+        "400 404 408 413 415 503",
+    ),
+    ("get", jobs.BATCHES): ("The batches, newest first.", JSON, records.BatchPage, "400 404"),
+    ("get", jobs.BATCH): ("A batch, and how far it is.", JSON, records.BatchObject, "404"),
+    ("post", jobs.CANCEL): ("Cancel a batch; what is done is kept.", JSON, records.BatchObject, "404 409"),
 }
 
 _WHOLE_NUMBER, _STRING = {"type": "integer"}, {"type": "string"}
@@ -105,6 +133,13 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
     for path in _PAGES:
         paths.setdefault(path, {}).update(get=_get(path), head=_head(path))
     paths[admin.MODEL] = {"put": _load_model(), "delete": _unload_model()}
+    for method, path in _KEPT:
+        paths.setdefault(path, {})[method] = _kept(method, path)
+        if method == "get":
+            statuses = ["200", *_KEPT[method, path][3].split(), "431"]
+            heads = {status: {"description": "As `GET`, without the body."} for status in statuses}
+            paths[path]["head"] = _operation("head", path, "The head of what `GET` answers.", heads)
+            _add_query(path, paths[path])
     for path, operations in paths.items():
         answers = {"204": {"description": "See `allow`.", "headers": _ALLOW}, "431": _error(HEAD_TOO_LARGE)}
         name = path.partition("{")[2].partition("}")[0]
@@ -130,7 +165,8 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
 @functools.cache
 def _schemas() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """Describe every type that is mentioned; return its schema by type, and the components that schemas refer to."""
-    types: list[Any] = [OpenAIErrorBody, admin.AdminModel, admin.UnloadedModel]
+    types: list[Any] = [OpenAIErrorBody, admin.AdminModel, admin.UnloadedModel, jobs.CreateBatchBody]
+    types += [kind for _, _, kind, _ in _KEPT.values() if kind is not None]
     types += [kind for _, _, kind in _PAGES.values()]
     for dialect in DIALECTS:
         types += [dialect.body_type, dialect.error_body, *dialect.answers.values()]
@@ -180,6 +216,44 @@ def _load_model() -> dict[str, Any]:
 def _unload_model() -> dict[str, Any]:
     about = "Stop serving a model, once its requests are answered; for administrators."
     return _operation("delete", admin.MODEL, about, _changed(admin.UnloadedModel, CHANGE_ERRORS))
+
+
+def _kept(method: str, path: str) -> dict[str, Any]:
+    """Describe an operation on files or batches."""
+    about, content_type, kind, errors = _KEPT[method, path]
+    answers = {
+        "200": {"description": about, "content": _content({content_type: kind})},
+        "431": _error(HEAD_TOO_LARGE),
+        **{status: _error(KEPT_ERRORS.get(status) or ERRORS[status]) for status in errors.split()},
+    }
+    if "503" in answers:
+        answers["503"]["headers"] = _RETRY_AFTER
+    operation = _operation(method, path, about, answers)
+    if (method, path) == ("post", jobs.FILES):
+        fields = {
+            "purpose": {"const": "batch"},
+            "file": {**_STRING, "format": "binary"},
+            "expires_after[seconds]": {**_WHOLE_NUMBER, "minimum": 3600, "maximum": 2592000},
+            "expires_after[anchor]": {"const": "created_at"},
+        }
+        form = {"type": "object", "required": ["purpose", "file"], "properties": fields}
+        operation["requestBody"] = {"required": True, "content": {FORM: {"schema": form}}}
+    if (method, path) == ("post", jobs.BATCHES):
+        schema = _schemas()[0][jobs.CreateBatchBody]
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+    return operation
+
+
+def _add_query(path: str, operations: dict[str, Any]) -> None:
+    """Describe the query of a list of files or batches."""
+    if path not in (jobs.FILES, jobs.BATCHES):
+        return
+    most = jobs.MOST_FILES if path == jobs.FILES else jobs.MOST_BATCHES
+    fields: dict[str, Any] = {"after": _STRING, "limit": {**_WHOLE_NUMBER, "minimum": 1, "maximum": most}}
+    if path == jobs.FILES:
+        fields |= {"order": {"enum": ["asc", "desc"]}, "purpose": _STRING}
+    for method in ("get", "head"):
+        operations[method]["parameters"] = [{"name": name, "in": "query", "schema": fields[name]} for name in fields]
 
 
 def _changed(kind: Any, errors: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@
              on_lost: its batches go to another one   |
 
 submit      token ids in, a future of rows out; refuses a request that cannot wait or would be late.
-_pump       after every event: sends the batches that the scheduler assigns.
+_pump       after every event: sends the batches that the scheduler assigns; background ones as `BackgroundTurns` says.
 on_rows     rows into their requests; a request with every row is answered, all or nothing.
 on_lost     a worker is gone: its batches run again, and a text that killed workers is remembered.
 
@@ -31,6 +31,7 @@ from embellama.scheduler import Limits, Scheduler
 from embellama_server.config import ServerConfig
 from embellama_server.workers.process import Launch
 from embellama_server.workers.supervisor import TICK_S, Supervisor
+from embellama_server.workers.turns import BackgroundTurns
 
 logger = logging.getLogger("embellama.dispatcher")
 
@@ -95,6 +96,7 @@ class Dispatcher:
         )
         self._scheduler = Scheduler(limits)
         self._ledger: Ledger[asyncio.Future[Rows]] = Ledger(self._scheduler, dim, lambda: self._loop.create_future())
+        self._turns = BackgroundTurns()
         self._blocked: dict[bytes, float] = {}  # texts that killed workers, until when
         self._ticker: asyncio.TimerHandle | None = None
         self._was_whole = False
@@ -144,6 +146,8 @@ class Dispatcher:
             raise Unavailable("the server is shutting down")
         if not self.n_ready and not self._supervisor.recovering:
             raise Unavailable(self._supervisor.trouble or "no worker is ready")
+        if caller.background:
+            return
         # With fewer workers than asked for, fewer can wait.
         n_ready = max(self.n_ready, 1)
         most = math.ceil(self._config.queue_size * n_ready / max(self.n_workers, n_ready))
@@ -172,7 +176,8 @@ class Dispatcher:
         """
         self.check_room(caller)
         self._refuse_blocked(tokens)
-        self._refuse_late(sum(map(len, tokens)), deadline, caller)
+        if not caller.background:
+            self._refuse_late(sum(map(len, tokens)), deadline, caller)
         try:
             request = self._ledger.open(
                 tokens, kind=kind, deadline=deadline, times=times, progress=progress, caller=caller
@@ -180,7 +185,16 @@ class Dispatcher:
         except Overloaded as error:
             raise self._overloaded(error.reason) from None
         request.settle()  # if it has no texts
-        request.future.add_done_callback(lambda future: self._ledger.cancel(request.id) if future.cancelled() else None)
+        if not caller.background:
+            self._turns.request_came()
+
+        def ended(future: "asyncio.Future[Rows]") -> None:
+            if future.cancelled():
+                self._ledger.cancel(request.id)
+            if not caller.background:
+                self._turns.request_ended(self._loop.time())
+
+        request.future.add_done_callback(ended)
         self._pump()
         return request.future
 
@@ -235,14 +249,22 @@ class Dispatcher:
         self._pump()
 
     def _pump(self) -> None:
-        for assignment in self._scheduler.assign():
+        n_background = self._scheduler.n_background
+        for assignment in self._scheduler.assign(background=n_background > 0 and self._background_may_run()):
             batch = Batch.join(*self._ledger.texts(assignment))
             n_possible = len(batch.tokens)
-            if not self._scheduler.n_waiting:  # the batch is small for lack of work
+            if not self._scheduler.n_waiting and not n_background:  # the batch is small for lack of work
                 n_possible = max(n_possible, self._config.max_batch_tokens)
             self._supervisor.send(assignment.worker, assignment.batch, assignment.n_threads, batch, n_possible)
+        if self._scheduler.n_background < n_background:
+            self._turns.ran(self._loop.time())
+
+    def _background_may_run(self) -> bool:
+        return self._turns.may_run(self._loop.time())
 
     def _tick(self) -> None:
+        if self._scheduler.n_background:
+            self._pump()
         _settle(self._ledger.expire(self._loop.time(), self._config.timeout_ms))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 

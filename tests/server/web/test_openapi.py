@@ -8,6 +8,7 @@ import httpx
 import pytest
 import schemathesis
 from embellama_server.dialects import DIALECTS
+from embellama_server.jobs.routes import routes as job_routes
 from embellama_server.state import ServerState
 from embellama_server.web import admin, docs, ollama, openapi, pages
 from hypothesis import HealthCheck, settings
@@ -27,8 +28,9 @@ few = settings(max_examples=25, deadline=None, derandomize=True, database=None, 
 
 @pytest.fixture(scope="module")
 def target(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("openapi") / "log"
-    with running_server(log, "--model-path", tiny_path, "--workers", "1") as server:
+    folder = tmp_path_factory.mktemp("openapi")
+    log, data = folder / "log", str(folder / "data")
+    with running_server(log, "--model-path", tiny_path, "--workers", "1", "--data-dir", data) as server:
         yield server
         assert "unexpected error" not in log.read_text()
 
@@ -71,6 +73,7 @@ def with_a_model(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
 
 def test_every_path_is_described(target: Server, state: ServerState) -> None:
     rooms = (pages, ollama, admin, openapi, docs)
-    paths = {route.path.replace(":path", "") for room in rooms for route in room.routes(state)}
+    listed = [*job_routes(state, None), *(route for room in rooms for route in room.routes(state))]
+    paths = {route.path.replace(":path", "") for route in listed}
     assert {*PATHS, *paths} == openapi.description("tiny")["paths"].keys()
     assert httpx.get(f"{target.url}/openapi.json").json() == json.loads(json.dumps(openapi.description("tiny")))
