@@ -16,6 +16,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.workers.channel import CANARY, STARTED, WorkerReply
 from embellama_server.workers.dispatcher import Dispatcher
 
+from embellama.backend import ANYONE, Caller
 from embellama.batch import Batch, Rows, Tokens
 from embellama.kernels import SharedWeights
 
@@ -186,8 +187,8 @@ class Pool:
                 self.call(process.work)
             self.wait(every)
 
-    def submit(self, texts: list[Tokens], patience: float = 1000.0) -> "asyncio.Future[Rows]":
-        return self.call(lambda: self.dispatcher.submit(texts, deadline=self.loop.now + patience))
+    def submit(self, texts: list[Tokens], patience: float = 1000.0, caller: Caller = ANYONE) -> "asyncio.Future[Rows]":
+        return self.call(lambda: self.dispatcher.submit(texts, deadline=self.loop.now + patience, caller=caller))
 
     def worker_states(self) -> list[str]:
         """How far each worker is in its life, as the supervisor sees it."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from embellama.backend import Caller
 from embellama.batch import Rows, Tokens
 from embellama.errors import DeadlineExceeded, EmbeddingFailed, Overloaded, Unavailable
 from tests.faults.simulation import FAILS, HANGS, KILLS, Pool, SimulatedProcess, row_of
@@ -348,3 +349,17 @@ def test_rows_reach_their_request_though_the_next_batch_cannot_be_sent(
         with pytest.raises(OSError, match="Broken pipe"):
             pool.work(0.05)
     np.testing.assert_array_equal(future.result(), [row_of(text(10))])
+
+
+def test_the_background_waits_while_others_ask_and_is_done_once_they_do_not(pool: Pool) -> None:
+    waits = [pool.submit([text(100, n)], caller=Caller("batches", background=True)) for n in range(20)]
+    pool.submit([text(9)])
+    pool.work(0.1)
+    n_done = sum(future.done() for future in waits)  # those that ran before anybody asked
+    for n in range(50):
+        asked = pool.submit([text(9, n)])
+        pool.work(0.1)
+        assert asked.done()
+    assert sum(future.done() for future in waits) <= n_done + 1
+    pool.work(10)
+    assert all(future.done() for future in waits)

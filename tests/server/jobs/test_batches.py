@@ -144,20 +144,6 @@ def test_lists_come_in_pages(client: Client) -> None:
     assert {each.id for each in client.openai.batches.list(limit=1)} >= {*made}
 
 
-def test_requests_of_clients_go_first(client: Client) -> None:
-    batch = client.begin(lines(10_000))
-    ended = time.monotonic() + 1.5
-    done = []
-    while time.monotonic() < ended:
-        client.openai.embeddings.create(model="tiny", input="red")
-        found = client.openai.batches.retrieve(batch.id)
-        assert found.request_counts
-        done.append(found.request_counts.completed)
-    assert done[-1] - done[len(done) // 2] <= 256, "more than a part was computed between requests"
-    client.openai.batches.cancel(batch.id)
-    assert client.wait(batch).status == "cancelled"
-
-
 def test_counts_are_told(client: Client) -> None:
     client.run([line("a"), line("b", "")])
     page = httpx.get(f"{client.url}/metrics").text
