@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Reference, StartServer, run
+from tests.conftest import Reference, StartServer, run, wait_until
 from tests.deploy.balancers import Balancer, Pair, certificate, configured, filled, running_balancer
 from tests.faults.conftest import Crowd, are_vectors_of
 
@@ -55,11 +55,16 @@ def test_32_clients_do_not_notice_that_servers_are_killed_and_restarted(
         for crowd in crowds:
             crowd.wait_answers(32)
 
+    def haproxy_uses_both() -> bool:
+        told = balancers["haproxy"].log.read_text()
+        return told.count(" is DOWN") == told.count(" is UP")
+
     for end, i in ((pair.kill, 0), (pair.stop, 1), (pair.stop, 0)):
         wait_answers()
         end(i)
         wait_answers()
         pair.start(i)
+        wait_until(haproxy_uses_both, "HAProxy has asked the server whether it is ready")
     wait_answers()
     for crowd in crowds:
         crowd.assert_all_right()

@@ -326,8 +326,8 @@ def test_workers_share_the_weights_in_memory(server: Server, model_path: str) ->
 def test_help_lists_every_setting_once_in_its_section() -> None:
     shown = run(BIN / "embellama-server", "--help").stdout
     titles = re.findall(r"^(\w+):$", shown, re.MULTILINE)
-    assert titles == ["Model", "Cache", "Address", "Limits", "Keys", "Workers", "Log", "Traces", "Options"]
+    assert titles == ["Model", "Cache", "Address", "Limits", "Batches", "Keys", "Workers", "Log", "Traces", "Options"]
     for flag in flags(ServerConfig).values():
         assert len(re.findall(rf"^  --{flag}(?![\w-])", shown, re.MULTILINE)) == 1, flag
     assert "--config" in shown.partition("Address:")[0]
-    assert not re.search(r"--\w", shown.partition("\nOptions:")[2].replace("--version", "").replace("--help", ""))
+    assert {*re.findall(r"--\w+", shown.partition("\nOptions:")[2])} == {"--version", "--help", "--schema", "--config"}

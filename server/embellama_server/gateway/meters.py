@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
@@ -29,6 +29,11 @@ CALL_S = 0.25
 
 # Redis is left alone for so long after it did not answer, so that requests do not wait for it one after another.
 REST_S = 1.0
+
+
+# What is left of a limit is asked for so often at most; between, what is charged here is subtracted. More often costs
+# as much as charging does, less often shows less of what other servers charge.
+FRESH_S = 1.0
 
 
 class Window(NamedTuple):
@@ -91,36 +96,44 @@ class LimitStore:
         self._rests_until = 0.0
         self._trouble = ""
 
-    async def spend(self, key: str, item: RateLimitItem, cost: int) -> tuple[bool, Window] | None:
+    async def spend(self, key: str, item: RateLimitItem, cost: int) -> bool | None:
         """Charge a cost to what is kept under a key, if the limit allows it.
 
         Returns:
-            Whether it did, and the window after that; None where Redis is gone and nothing is limited.
+            Whether it did; None where Redis is gone and nothing is limited.
 
         Raises:
             Unavailable: Redis is gone, and what cannot be charged is refused.
         """
+        ask = self._storage.acquire_sliding_window_entry
+        return await self._answer(ask, key, item.amount, item.get_expiry(), cost)  # type: ignore[no-any-return]
+
+    async def window(self, key: str, item: RateLimitItem) -> Window | None:
+        """Return what was spent lately of what is kept under a key; None, and raises, as `spend` does."""
+        length_s = item.get_expiry()
+        found = await self._answer(self._storage.get_sliding_window, key, length_s)
+        if found is None:
+            return None
+        previous, previous_left_s, current, current_left_s = found
+        return Window(previous, previous_left_s, current, current_left_s, length_s)
+
+    async def _answer(self, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """Ask where it is kept."""
         if not self._is_remote:
-            return await self._spend(key, item, cost)
+            return await ask(*arguments)
         if time.monotonic() >= self._rests_until:
             try:
                 async with asyncio.timeout(CALL_S):
-                    spent = await self._spend(key, item, cost)
+                    answer = await ask(*arguments)
             except self._errors as error:
                 self._rests_until = time.monotonic() + REST_S
                 self._tell(str(error) or "it is silent")
             else:
                 self._tell("")
-                return spent
+                return answer
         if not self._fails_open:
             raise Unavailable("limits cannot be checked now: their store does not answer")
         return None
-
-    async def _spend(self, key: str, item: RateLimitItem, cost: int) -> tuple[bool, Window]:
-        length_s = item.get_expiry()
-        is_allowed = await self._storage.acquire_sliding_window_entry(key, item.amount, length_s, cost)
-        previous, previous_left_s, current, current_left_s = await self._storage.get_sliding_window(key, length_s)
-        return is_allowed, Window(previous, previous_left_s, current, current_left_s, length_s)
 
     def _tell(self, trouble: str) -> None:
         if trouble and not self._trouble:
@@ -158,7 +171,7 @@ class Meter:
         self._name, self._item, self._unit, self._store = name, item, unit, store
         self._key = item.key_for(name)
         self.left = item.amount
-        self._reset_at = 0.0
+        self._reset_at = self._fresh_until = 0.0
 
     @property
     def limit(self) -> int:
@@ -172,12 +185,18 @@ class Meter:
 
     async def spend(self, cost: int) -> None:
         """Charge a cost; raises `RateLimited` where it is more than is left."""
-        spent = await self._store.spend(self._key, self._item, cost)
-        if spent is None:
+        now = time.monotonic()
+        is_allowed = await self._store.spend(self._key, self._item, cost)
+        if is_allowed is None:
             return
-        is_allowed, window = spent
+        if is_allowed and now < self._fresh_until:
+            self.left = max(0, self.left - cost)
+            return
+        window = await self._store.window(self._key, self._item)
+        if window is None:
+            return
         self.left = max(0, self.limit - window.spent)
-        self._reset_at = time.monotonic() + window.reset_s
+        self._reset_at, self._fresh_until = now + window.reset_s, now + FRESH_S
         if not is_allowed:
             per = self._item.GRANULARITY.name
             raise RateLimited(
