@@ -28,6 +28,11 @@ class Keyring:
         self._by_name: dict[str, Account] = {}
         self._set(read_keys(path))
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether an account may have to wait for what was spent: it is not in memory."""
+        return self._store.is_remote
+
     def reload(self) -> None:
         """Read the file again; where it is wrong, log why and go on with what was read before."""
         try:

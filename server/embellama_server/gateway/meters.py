@@ -1,6 +1,6 @@
-"""What keys have spent of their limits, in the package `limits`: in memory, or in a Redis that servers share.
+"""What keys have spent of their limits: in memory, or with the package `limits` in a Redis that servers share.
 
-Account.open, Account.charge_request, Account.charge_tokens ──► Meter.spend ──► LimitStore ──► `limits`: memory, Redis
+Account.open, Account.charge_request, Account.charge_tokens ──► Meter.spend ──► LimitStore ──► memory, or Redis
 
 A window slides: what was spent in the minute of the clock before counts by the part of it that is less than a minute
 ago. Checking and charging are one step, in Redis too, and what is refused is not charged.
@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 
 from embellama.errors import ConfigError, Unavailable
 from embellama.keys import KeyEntry
+from embellama_server.gateway.windows import MemoryStorage
 from embellama_server.problems import RateLimited
 
 logger = logging.getLogger("embellama.gateway")
@@ -76,7 +77,11 @@ class Window(NamedTuple):
 
 
 class LimitStore:
-    """Where it is kept what was spent: in memory, or in Redis."""
+    """Where it is kept what was spent: in memory, or in Redis.
+
+    Attributes:
+        is_remote: Whether it is Redis, which has to be waited for.
+    """
 
     def __init__(self, redis_url: str = "", *, fails_open: bool = True):
         """Prepare to keep accounts; Redis need not be there yet.
@@ -88,10 +93,11 @@ class LimitStore:
         Raises:
             ConfigError: The URL is wrong, or the package `redis` is missing.
         """
-        self._storage: Any = _redis_storage(redis_url) if redis_url else MemoryStorage()
-        store_errors: Any = self._storage.base_exceptions if redis_url else ()
+        redis = _redis_storage(redis_url) if redis_url else None
+        self._storage: Any = redis or MemoryStorage()
+        store_errors: Any = redis.base_exceptions if redis else ()
         self._errors: tuple[type[Exception], ...] = (*store_errors, OSError, TimeoutError)
-        self._is_remote = bool(redis_url)
+        self.is_remote = bool(redis_url)
         self._fails_open = fails_open
         self._rests_until = 0.0
         self._trouble = ""
@@ -119,7 +125,7 @@ class LimitStore:
 
     async def _answer(self, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         """Ask where it is kept."""
-        if not self._is_remote:
+        if not self.is_remote:
             return await ask(*arguments)
         if time.monotonic() >= self._rests_until:
             try:

@@ -1,9 +1,13 @@
 """Accounts: exact, whatever is asked of them, and when they say that there will be enough again."""
 
+import asyncio
 import random
+import time
 
+import limits.aio.storage
 import pytest
 from embellama_server.gateway.meters import Account, LimitStore, Window, duration
+from embellama_server.gateway.windows import MemoryStorage
 from embellama_server.problems import RateLimited
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -61,3 +65,21 @@ def test_a_cost_beyond_the_limit_waits_for_ever() -> None:
 )
 def test_times_are_written_as_openai_does(seconds: float, written: str) -> None:
     assert duration(seconds) == written
+
+
+@given(st.lists(st.tuples(st.integers(0, 150), st.integers(1, 12)), max_size=30))
+def test_windows_in_memory_are_those_of_limits(steps: list[tuple[int, int]]) -> None:
+    ours, theirs, now = MemoryStorage(), limits.aio.storage.MemoryStorage(), 2.0**30
+
+    async def compare() -> None:
+        nonlocal now
+        for seconds, amount in steps:
+            now += seconds
+            allowed = [await each.acquire_sliding_window_entry("a", 20, 64, amount) for each in (ours, theirs)]
+            assert allowed[0] == allowed[1]
+            windows = [await each.get_sliding_window("a", 64) for each in (ours, theirs)]
+            assert windows[0] == windows[1]  # of 64 s: their parts are exact
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: now)
+        asyncio.run(compare())
