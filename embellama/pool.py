@@ -122,9 +122,8 @@ class Pool:
             )
             late = self._assign_batches()
         self._settle([request, *late])
-        id = (
-            request.id
-        )  # a callback that held the request would be held by it, rows and all, until Python looks for circles
+        # A callback that held the request would be held by it, rows and all, until Python looks for circles.
+        id = request.id
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         return request.future
 

@@ -20,6 +20,7 @@ import contextlib
 import math
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Generic
 
@@ -152,7 +153,9 @@ class CachedBackend(Generic[RowsFuture]):
             self._open.discard(asked)
             raise asked.outcome
         self._tell([asked])
-        future.add_done_callback(lambda future: self._left(asked) if future.cancelled() else None)
+        # `_open` holds it while it is open. If the callback did, too, it and the future would hold each other for ever.
+        wanted = weakref.ref(asked)
+        future.add_done_callback(lambda future: self._left(wanted()) if future.cancelled() else None)
         return future
 
     def close(self) -> Awaitable[None] | None:
@@ -257,6 +260,8 @@ class CachedBackend(Generic[RowsFuture]):
         future.add_done_callback(lambda future: self._ended(flight, future))
 
     def _ended(self, flight: Flight[RowsFuture], future: RowsFuture) -> None:
+        with self._lock:
+            flight.future = None  # which holds this callback, and so the flight
         if future.cancelled():  # nobody waited for it any more
             return
         error = future.exception()
@@ -297,8 +302,10 @@ class CachedBackend(Generic[RowsFuture]):
         for asked, keys in stranded:
             self._compute(asked, keys)
 
-    def _left(self, asked: Asked[RowsFuture]) -> None:
+    def _left(self, asked: Asked[RowsFuture] | None) -> None:
         """Let go of what only a caller who has left was waiting for."""
+        if asked is None:
+            return
         with self._lock:
             asked.has_left = True
             self._open.discard(asked)

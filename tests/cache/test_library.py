@@ -1,5 +1,6 @@
 """The cache in an engine: as its settings say, and of the file that is loaded."""
 
+import gc
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from embellama import ConfigError, EmbeddingEngine, EngineConfig
 from embellama.backend import LayerState
 from embellama.batch import Rows
+from embellama.cache.flights import Asked, Flight
 from embellama.pool import Unloading
 from tests.conftest import TinyModel
 from tests.tiny import write_bert
@@ -114,3 +116,21 @@ def test_a_layer_that_cannot_be_used_leaves_nothing_behind(tiny_path: str, tmp_p
         engine(tiny_path, cache_file=str(tmp_path))
     with engine(tiny_path) as made:
         made.embed(None, "red")
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_nothing_of_a_call_is_left_for_the_collector(tiny_path: str, cache_bytes: int) -> None:
+    def left() -> list[str]:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            embedder.embed_batch(None, ["red", "blue", "red", "green"])
+            embedder.embed_batch(None, ["red", "one"])
+            gc.collect()
+            return [type(each).__name__ for each in gc.garbage if isinstance(each, Future | Asked | Flight)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    with engine(tiny_path, cache_bytes=cache_bytes) as embedder:
+        assert left() == []
