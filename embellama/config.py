@@ -31,6 +31,9 @@ MAX_AUTO_WORKERS = 8
 # Tokens computed together where nothing was measured: 96 to 256 were within noise of the best on two x86 machines.
 DEFAULT_BATCH_TOKENS = 192
 
+# Fields of an `EngineConfig` that say where known rows are kept.
+CACHE_SETTINGS = ("cache_bytes", "cache_file", "cache_file_bytes", "redis_url", "cache_ttl_s")
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one model: how it is loaded and run.

@@ -10,7 +10,7 @@ from embellama.bulk.progress import progress
 from embellama.bulk.run import Summary, run
 from embellama.cli.flags import call_options, config_options
 from embellama.cli.output import Command, json_line
-from embellama.config import EngineConfig
+from embellama.config import CACHE_SETTINGS, EngineConfig
 from embellama.errors import Unavailable
 from embellama.remote.config import RemoteConfig
 
@@ -19,7 +19,7 @@ TOO_MANY_FAILED = 3
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig, RemoteConfig, file=True)
+@config_options(EngineConfig, RemoteConfig, file=True, unused=CACHE_SETTINGS)
 @call_options(BulkJob, file="job")
 @click.argument("inputs", nargs=-1, metavar="INPUT…")
 def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from embellama.cli.flags import config_options
 from embellama.cli.output import Command, json_line, write_line
 from embellama.cli.stored import telling_errors
-from embellama.config import EngineConfig
+from embellama.config import CACHE_SETTINGS, EngineConfig
 from embellama.errors import InputError
 from embellama.remote.config import RemoteConfig
 from embellama.vectors.classify import Classified, label_texts
@@ -38,7 +38,7 @@ class Classification(msgspec.Struct, frozen=True):
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig, RemoteConfig)
+@config_options(EngineConfig, RemoteConfig, unused=CACHE_SETTINGS)
 @click.option("--labels", "listed", help="Labels, with commas between them.")
 @click.option("--labels-file", "file", metavar="FILE", help="File of labels, one a line.")
 @click.option("--template", default="{label}", show_default=True, help="Text that stands for a label: 'about {label}'.")

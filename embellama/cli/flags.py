@@ -88,12 +88,13 @@ class _Option(click.Option):
 
 
 def config_options(
-    *kinds: type[msgspec.Struct], argument: str | None = None, file: bool = False
+    *kinds: type[msgspec.Struct], argument: str | None = None, file: bool = False, unused: Collection[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a click command an option for each field of a kind of config, and call it with the checked config.
 
     The field named `argument` is an argument of the command instead; with `file`, ``--config`` names a TOML file whose
-    keys are fields. Of several kinds, the config is of the one whose required field is given.
+    keys are fields. Of several kinds, the config is of the one whose required field is given. Fields in `unused` mean
+    nothing to the command: they have no flag, and are refused in a file.
     The command gets the config as its first argument. A wrong setting ends it with click's usage error,
     which names the flag; any other `EmbellamaError` ends it with one line and exit status 1.
     """
@@ -105,7 +106,7 @@ def config_options(
             given = {field: value for field, value in values.items() if value is not None and value != ()}
             try:
                 if path := options.pop("config_file", None):
-                    given = {**_read(path, *kinds), **given}
+                    given = {**_read(path, *kinds, unused=unused), **given}
                 kind = _asked_for(kinds, given) if len(kinds) > 1 else kinds[0]
                 given = {field: value for field, value in given.items() if field in kind.__struct_fields__}
                 config = convert(given, kind, strict=False).checked()  # type: ignore[attr-defined]
@@ -126,11 +127,13 @@ def config_options(
                 show_envvar=True,
                 help="TOML file of settings, named as in the documentation with underscores.",
             )(run)
-        for option in reversed([option for kind in kinds for option in _options(kind, argument, kinds=kinds)]):
+        for option in reversed(
+            [option for kind in kinds for option in _options(kind, argument, kinds=kinds, unused=unused)]
+        ):
             run = option(run)
         return run
 
-    names = {field: flag for kind in kinds for field, flag in flags(kind).items()}
+    names = {field: flag for kind in kinds for field, flag in flags(kind).items() if field not in unused}
     return decorate
 
 
@@ -199,7 +202,7 @@ def call_options(kind: type[Options], *, file: str = "") -> Callable[[Callable[.
     return decorate
 
 
-def _read(path: str, *kinds: type[msgspec.Struct]) -> dict[str, Any]:
+def _read(path: str, *kinds: type[msgspec.Struct], unused: Collection[str] = ()) -> dict[str, Any]:
     """Read a file of settings of any kind; raises `ConfigError`."""
     try:
         with open(path, "rb") as stream:
@@ -211,6 +214,8 @@ def _read(path: str, *kinds: type[msgspec.Struct]) -> dict[str, Any]:
     for name in values:
         if not any(name in kind.__struct_fields__ for kind in kinds):
             raise ConfigError(f"{path}: there is no setting {name!r}")
+        if name in unused:
+            raise ConfigError(f"{path}: {name!r} means nothing to this command")
     return values
 
 
@@ -251,6 +256,7 @@ def _options(
     *,
     variables: bool = True,
     kinds: Sequence[type[msgspec.Struct]] = (),
+    unused: Collection[str] = (),
 ) -> list[Callable[[Function], Function]]:
     """Return options for the fields of `kind`; what an earlier one of `kinds` has too is left to that one."""
     options = []
@@ -261,7 +267,7 @@ def _options(
             continue
         name = flags(kind).get(field.name)
         owners = [each for each in kinds if field.name in each.__struct_fields__]
-        if name is None or (owners and owners[0] is not kind):
+        if name is None or field.name in unused or (owners and owners[0] is not kind):
             continue
         inner = _plain_types(kind)[field.name]
         names = f"--{name}/--no-{name}" if isinstance(inner, BoolType) else f"--{name}"

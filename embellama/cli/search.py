@@ -9,7 +9,7 @@ import msgspec
 from embellama.cli.flags import config_options
 from embellama.cli.output import Command, json_line, write_line
 from embellama.cli.stored import telling_errors
-from embellama.config import EngineConfig
+from embellama.config import CACHE_SETTINGS, EngineConfig
 from embellama.errors import check_number
 from embellama.remote.config import RemoteConfig
 from embellama.vectors.queries import embed_for
@@ -38,7 +38,7 @@ class Match(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig, RemoteConfig)
+@config_options(EngineConfig, RemoteConfig, unused=CACHE_SETTINGS)
 @click.option("--top-k", type=int, default=10, show_default=True, help="Print so many rows for each query.")
 @click.option("--prompt", default="query", show_default=True, help="Prompt to write around each query; '' for none.")
 @click.argument("output", metavar="OUT")

@@ -13,19 +13,18 @@ import msgspec
 from embellama import __version__
 from embellama.cli.flags import SectionedCommand, config_options
 from embellama.cli.output import write_line
-from embellama.config import EngineConfig
+from embellama.config import CACHE_SETTINGS, EngineConfig
 from embellama_server.config import ServerConfig
 
-CACHE = ("cache_bytes", "cache_file", "cache_file_bytes", "redis_url", "cache_ttl_s")
 SECTIONS = {
     "Model": (
         "model_path",
         "config_file",
         "aliases",
-        *(name for name in EngineConfig.__struct_fields__ if name not in CACHE),
+        *(name for name in EngineConfig.__struct_fields__ if name not in CACHE_SETTINGS),
         "models_dir",
     ),
-    "Cache": CACHE,
+    "Cache": CACHE_SETTINGS,
     "Address": ("host", "port", "tls_cert", "tls_key", "keep_alive_s"),
     "In front of it": ("root_path", "trusted_proxies", "cors_origins"),
     "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),

@@ -15,6 +15,7 @@ from embellama.bulk.job import BulkJob
 from embellama.bulk.readers import reader_of
 from embellama.bulk.rows import RowError
 from tests.bulk.conftest import Bulk, lines
+from tests.conftest import BIN, run
 
 ROWS = [{"id": "x", "text": "red, green"}, {"id": "y", "text": 'two\n"lines"'}, {"id": "z", "text": "blue"}]
 
@@ -115,3 +116,14 @@ def test_what_cannot_be_done_is_refused_before_any_work(
     result = bulk(write(tmp_path, "jsonl"), "-o", tmp_path / "out.jsonl", *flags)
     assert result.returncode in (1, 2)
     assert says in result.stderr
+
+
+def test_settings_that_bulk_has_no_use_for_are_refused(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("cache_bytes = 5\n")
+    for flags, says in (
+        (("--cache-bytes", "5"), "No such option"),
+        (("--config", str(settings)), "'cache_bytes' means nothing to this command"),
+    ):
+        refused = run(BIN / "embellama", "bulk", "rows.csv", "-o", tmp_path / "rows.jsonl", *flags)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr

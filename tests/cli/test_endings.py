@@ -21,7 +21,7 @@ SERVER = [str(BIN / "embellama-server")]
 
 SAYING = [
     *([*EMBELLAMA, flag] for flag in ("--version", "--help")),
-    *([*EMBELLAMA, command, "--help"] for command in ("embed", "inspect", "devices", "bench")),
+    *([*EMBELLAMA, command, "--help"] for command in ("embed", "bulk", "search", "inspect", "devices", "bench")),
     *([*SERVER, flag] for flag in ("--version", "--help")),
 ]
 NO_SPACE = "Error: the output cannot be written: No space left on device\n"
