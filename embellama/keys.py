@@ -38,6 +38,13 @@ class KeyGrant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     admin: Annotated[bool, Meta(description="Whether it may read metrics and descriptions, and change models.")] = False
 
 
+# What fields must look like, in place of msgspec's words for their patterns.
+FORMS = {
+    ".name": "it may have letters, digits and . _ @ -, 1 to 64 of them",
+    ".sha256": "it must be 64 digits from 0 to f",
+}
+
+
 class KeyEntry(KeyGrant, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key of the file: its name, which logs tell, its digest, and what it may do."""
 
@@ -117,4 +124,6 @@ def _told(error: msgspec.ValidationError, where: str, table: Any) -> str:
     field = place.rstrip("`")
     value = table.get(field.removeprefix(".")) if isinstance(table, dict) else None
     shown = f" is {value}" if isinstance(value, int) else ""
+    if "regex" in reason:
+        reason = FORMS[field]
     return f"{where}{field}{shown}: {reason[0].lower()}{reason[1:]}"

@@ -9,7 +9,7 @@ import click
 import msgspec
 import pytest
 from click.testing import CliRunner
-from embellama_server.config import ServerConfig
+from embellama_server.config import NEEDS, ServerConfig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -134,8 +134,14 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
     value |= {"log_format": "json", "access_log": "true", "limits_without_redis": "closed", "open_metrics": "true"}
     value |= {"cached_token_price": "0.5", "otlp_endpoint": "http://a:4318", "otlp_sample_ratio": "0.5"}
     value |= {"root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
-    both = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other
-    variables = {"EMBELLAMA_MODEL_PATH": "m.gguf", **both, variable(flags(ServerConfig)[field]): value.get(field, "5")}
+    beside = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other
+    if other := NEEDS.get(field):
+        beside[variable(flags(ServerConfig)[other])] = value.get(other, "5")
+    variables = {
+        "EMBELLAMA_MODEL_PATH": "m.gguf",
+        **beside,
+        variable(flags(ServerConfig)[field]): value.get(field, "5"),
+    }
     found = shown(**variables)[field]
     assert str(found[0] if isinstance(found, list) else found).lower() == value.get(field, "5")
 
@@ -187,6 +193,14 @@ def test_every_setting_is_documented() -> None:
         shown_default = "required" if "default" not in schema[field] else defaults(ServerConfig)[field] or "—"
         row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
         assert row in rows
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "other"), [("open_metrics", True, "keys_file"), ("data_bytes", 5, "data_dir")]
+)
+def test_what_means_nothing_without_another_setting_is_refused(field: str, value: object, other: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is {value}, but there is no {other}"):
+        ServerConfig(model_path="m.gguf", **{field: value}).checked()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("field", "value"), [("model_name", "x"), ("aliases", ("x",))])

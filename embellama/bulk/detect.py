@@ -45,9 +45,10 @@ def detect(path: str, job: BulkJob) -> Source:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     if not head:
         raise InputError(f"{path} is empty")
-    if job.format == "documents" or (job.format == "auto" and head.startswith(PDF)):
-        return _document(path, head, compression, job)
     table = next((name for magic, name in TABLES.items() if head.startswith(magic)), "")
+    is_pdf = head.startswith(PDF) or (not table and _suffix(path) == ".pdf")
+    if job.format == "documents" or (job.format == "auto" and is_pdf):
+        return _document(path, "pdf" if is_pdf else "text", compression, job)
     if table or job.format in ("parquet", "arrow"):
         source = Source(path, table or job.format, compression, "")
     else:
@@ -63,11 +64,11 @@ def detect(path: str, job: BulkJob) -> Source:
     return msgspec.structs.replace(source, columns=_columns(source, head))
 
 
-def _document(path: str, head: bytes, compression: str, job: BulkJob) -> Source:
+def _document(path: str, format: str, compression: str, job: BulkJob) -> Source:
     if path == "-":
         raise InputError("standard input is not read as a document; name a file")
     encoding = encoding_of(b"", job.encoding) if job.encoding else ""
-    return Source(path, "pdf" if head.startswith(PDF) else "text", compression, encoding)
+    return Source(path, format, compression, encoding)
 
 
 def _columns(source: Source, head: bytes) -> tuple[str, ...]:
@@ -128,7 +129,8 @@ def _n_columns(text: str, delimiter: str) -> int:
 
 def _is_header(first: list[str], job: BulkJob) -> bool:
     """Whether a first row names columns: one that the job names, or else no cell is empty, twice there or a number."""
-    if job.column or job.id_column:
-        return (job.column or job.id_column) in first
+    named = job.column or job.id_column
+    if named in first or named.isdigit():  # columns without names are called 0, 1, …
+        return named in first
     cells = [cell.strip() for cell in first]
     return all(cells) and len({*cells}) == len(cells) and not any(cell.replace(".", "", 1).isdigit() for cell in cells)

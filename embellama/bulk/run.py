@@ -95,10 +95,11 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
             earlier.check_same(asked)
         manifest = earlier or asked
         before, seconds = manifest.counts, manifest.seconds
+        chunker = backend.chunker(job)
         writer = writer_of(job, backend.dim)
         output.open(writer, manifest)
         if manifest.state == "running":
-            read = parts_of(rows_of(job, inputs, makers, backend.chunker(job), manifest.position), job)
+            read = parts_of(rows_of(job, inputs, makers, chunker, manifest.position), job)
             with _read_ahead(read) as parts:
                 for part, outcomes in _computed(parts, backend):
                     manifest = msgspec.structs.replace(

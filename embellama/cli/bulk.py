@@ -1,11 +1,13 @@
 """`embellama bulk`: embed the rows of files into a file."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
 from embellama.bulk.job import BulkJob
+from embellama.bulk.manifest import Manifest
 from embellama.bulk.progress import progress
 from embellama.bulk.run import Summary, run
 from embellama.cli.flags import call_options, config_options
@@ -30,18 +32,23 @@ def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence
     model in this process computes (--model-path), or other servers do (--url).
     """
     job = msgspec.structs.replace(options, inputs=tuple(inputs)) if inputs else options
-    hint = "" if job.output == "-" else "; what was written is kept, and --resume goes on"
     try:
         summary = run(job, config, progress())
     except Unavailable as error:
-        raise click.ClickException(f"{error}{hint}") from error
+        raise click.ClickException(f"{error}{_hint(job)}") from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or job.output}: {error.strerror or error}{hint}") from error
+        raise click.ClickException(f"{error.filename or job.output}: {error.strerror or error}{_hint(job)}") from error
     if job.summary:
         _write_summary(job.summary, summary)
     click.echo(_told(summary), err=True)
     if summary.failure_rate > job.allowed_failure_rate:
         click.get_current_context().exit(TOO_MANY_FAILED)
+
+
+def _hint(job: BulkJob) -> str:
+    """Say that the run can be gone on with, if it was begun."""
+    was_begun = job.output != "-" and Manifest.path(Path(job.output)).exists()
+    return "; what was written is kept, and --resume goes on" if was_begun else ""
 
 
 def _write_summary(path: str, summary: Summary) -> None:

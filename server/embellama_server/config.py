@@ -8,6 +8,7 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from embellama.config import AUTO, EngineConfig, convert
@@ -26,6 +27,16 @@ ENDPOINT = re.compile(r"https?://[^/\s]")
 
 # Written as it is in links, so that nothing in it needs to be encoded.
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+
+
+# Settings that mean something beside another one only.
+NEEDS = {
+    "open_metrics": "keys_file",
+    "cached_token_price": "keys_file",
+    "limits_without_redis": "keys_file",
+    "data_bytes": "data_dir",
+    "otlp_sample_ratio": "otlp_endpoint",
+}
 
 
 class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,6 +183,9 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         for field in ("model_name", "aliases") if self.models else ():
             if value := getattr(self, field):
                 raise ConfigError(f"{field} is {value!r}, but there are [[models]]; each of them has names of its own")
+        for field, other in NEEDS.items():
+            if (value := getattr(self, field)) != DEFAULTS[field] and not getattr(self, other):
+                raise ConfigError(f"{field} is {value!r}, but there is no {other}; without it, it means nothing")
         checked = super().checked()  # with a name, where there was none
         checked._check_edges()
         for field in ("model_path", "model_name", "aliases"):  # answers tell them
@@ -244,3 +258,6 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
 
 
 _OF_ONE_MODEL = ("model_path", "model_name", "aliases", "models")
+
+
+DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(ServerConfig)}

@@ -141,3 +141,27 @@ def test_the_summary_is_json(bulk: Bulk, tmp_path: Path) -> None:
     bulk(source, "-o", tmp_path / "out.jsonl", "--summary", summary)
     told = json.loads(summary.read_text())
     assert told["counts"] == {"rows": 2, "failed": 1, "skipped": 0, "tokens": 3, "cut": 0}
+
+
+def test_a_file_called_pdf_that_is_none_is_no_text(bulk: Bulk, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.pdf", tmp_path / "out.jsonl"
+    source.write_text("red\n")
+    assert bulk(source, "-o", out).returncode == 3
+    assert [row["error"]["code"] for row in lines(out)] == ["invalid_document"]
+
+
+def test_a_misspelt_column_is_told_beside_those_there_are(bulk: Bulk, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("title,body\nred,blue\n")
+    refused = bulk(source, "-o", tmp_path / "out.jsonl", "--column", "Body")
+    assert "there is no column 'Body'; the input has 'title', 'body'" in refused.stderr
+
+
+def test_chunks_that_are_too_long_leave_nothing_behind(bulk: Bulk, tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("red")
+    refused = bulk(folder, "-o", tmp_path / "out.jsonl", "--chunk-tokens", "5000")
+    assert "chunk_tokens is 5000" in refused.stderr
+    assert "--resume" not in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]

@@ -88,6 +88,7 @@ class LineCheck:
         self._ids: dict[bytes, int] = {}  # hashes, and their lines
         self.total = 0
         self.model: str | None = None
+        self._model_line = 0  # the line that says so; 0 before there is one
         self.errors: list[LineError] = []
 
     @property
@@ -138,10 +139,10 @@ class LineCheck:
         if read.url != self._endpoint:
             says = f"url is {read.url[:100]!r}; the batch's endpoint is {self._endpoint!r}"
             self._fail("invalid_url", says, "url", number)
-        if self.total == 1:
-            self.model = model
+        if not self._model_line:
+            self.model, self._model_line = model, number
         elif model != self.model:
-            says = f"model is {_shown(model)}; the lines before have {_shown(self.model)}"
+            says = f"model is {_shown(model)}; line {self._model_line} has {_shown(self.model)}"
             self._fail("mismatched_model", says, "body.model", number)
 
     def _fail(self, code: str, message: str, param: str | None, line: int | None) -> None:

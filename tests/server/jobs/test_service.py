@@ -322,3 +322,16 @@ def test_each_key_sees_its_own_and_pays_for_it(tiny_path: str, start_server: Sta
 def _completed(client: Client, batch_id: str) -> int:
     counts = client.openai.batches.retrieve(batch_id).request_counts
     return counts.completed if counts else 0
+
+
+def test_a_first_line_that_is_wrong_is_not_what_others_are_compared_with() -> None:
+    check = LineCheck("/v1/embeddings")
+    good = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "tiny", "input": "red"}}
+    other = {**good, "custom_id": "b", "body": {"model": "gpt", "input": "red"}}
+    for number, content in enumerate((b"{oops", json.dumps(good).encode(), json.dumps(other).encode()), 1):
+        check.add(NumberedLine(content, number, 0))
+    assert [(error["line"], error["code"]) for error in check.errors] == [
+        (1, "invalid_json_line"),
+        (3, "mismatched_model"),
+    ]
+    assert check.errors[1]["message"] == "model is 'gpt'; line 2 has 'tiny'"
