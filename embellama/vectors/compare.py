@@ -73,7 +73,7 @@ def compare(a: Iterable[Block], b: Iterable[Block], n_worst: int = 10) -> Compar
 
     Raises:
         InvalidOption: `n_worst` is below 0.
-        InputError: The vectors differ in length, rows are not in order, or none is in both.
+        InputError: The vectors differ in length, rows are not in order, have other ids, or none is in both.
     """
     check_number("worst", n_worst, "it must be at least 0", 0)
     side_a, side_b = _Side(a), _Side(b)
@@ -143,6 +143,12 @@ def _pairs(a: _Side, b: _Side) -> Iterator[_Pairs]:
         last = int(min(a.block.indices[-1], b.block.indices[-1]))
         mine, theirs = a.take(last), b.take(last)
         _, in_a, in_b = np.intersect1d(mine.indices, theirs.indices, assume_unique=True, return_indices=True)
+        for i, j in zip(in_a, in_b, strict=True):
+            one, other = mine.ids[i], theirs.ids[j]
+            if one is not None and other is not None and _text(one) != _text(other):
+                raise InputError(
+                    f"row {mine.indices[i]} is {one!r} in the one and {other!r} in the other: other inputs"
+                )
         if len(in_a):
             cosines = exact(mine.rows[in_a], theirs.rows[in_b])
             yield _Pairs(mine.indices[in_a], [mine.ids[i] for i in in_a], cosines)
@@ -150,6 +156,11 @@ def _pairs(a: _Side, b: _Side) -> Iterator[_Pairs]:
         side.block = None
         while side.fill():
             side.block = None
+
+
+def _text(id: Any) -> str:
+    """Write an id as tables have it: as a text, or as JSON."""
+    return id if isinstance(id, str) else msgspec.json.encode(id).decode()
 
 
 def _rounded(value: Any) -> float:

@@ -37,6 +37,9 @@ def test_what_cannot_be_compared_is_named() -> None:
         compare(indexed([0, 2], [[1], [1]], 9), indexed([1], [[1]], 9))
     with pytest.raises(InputError, match="row 2 comes after row 5"):
         compare(indexed([5, 2], [[1], [1]], 1), plain(9, 1))
+    other = (block._replace(ids=["x"]) for block in plain(1, 1))
+    with pytest.raises(InputError, match="row 0 is 'id 0' in the one and 'x' in the other"):
+        compare(indexed([0], [[1]], 9), other)
     with pytest.raises(InvalidOption, match="worst is -1"):
         compare(plain(1, 1), plain(1, 1), -1)
 
