@@ -60,7 +60,7 @@ def main() -> None:
     print(f"median {statistics.median(ratios):.3f}")
     if options.save:
         where = machine(options.model_path)
-        result = {"machine": where, "options": vars(options), "ratios": ratios, "median": statistics.median(ratios)}
+        result = {"machine": where, "seconds": options.seconds, "ratios": ratios, "median": statistics.median(ratios)}
         path = result_base("guards", where["cpu"]).with_suffix(".json")
         write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 

@@ -84,13 +84,7 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
         contextlib.closing(output),
         contextlib.closing(backend_of(config, job.embed_options, facts)) as backend,
     ):
-        asked = Manifest(
-            options=job.fixed_options(),
-            model=backend.facts(),
-            packages=_packages(job, inputs),
-            inputs=inputs,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        asked = _asked(job, inputs, backend)
         if earlier:
             earlier.check_same(asked)
         manifest = earlier or asked
@@ -113,6 +107,17 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
         output.finish(manifest)
     took = round(time.monotonic() - started, 3)
     return Summary(output=job.output, counts=manifest.counts, resumed_at=before.rows, seconds=took)
+
+
+def _asked(job: BulkJob, inputs: list[Input], backend: BulkBackend) -> Manifest:
+    """Return the manifest of a run that has done nothing yet."""
+    return Manifest(
+        options=job.fixed_options(),
+        model=backend.facts(),
+        packages=_packages(job, inputs),
+        inputs=inputs,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _packages(job: BulkJob, inputs: Sequence[Input]) -> dict[str, str]:

@@ -125,13 +125,9 @@ class CachedBackend(Generic[RowsFuture]):
         keys = self._keys.of(tokens, kind, caller)
         starts = row_starts(tokens, kind)
         since = time_limit(self._ttl_s)
-        row_bytes = 4 * self._dim
         report = ProgressReport(progress, len(tokens)) if progress else None
         with self._lock:
-            found = [
-                self._memory.get(key, row_bytes * (end - start), since)
-                for key, start, end in zip(keys, starts, starts[1:], strict=False)
-            ]
+            found = self._in_memory(keys, starts, since)
             whole = None not in found
             self._known_share += (whole - self._known_share) / RECENT_REQUESTS
             if not whole:
@@ -157,6 +153,14 @@ class CachedBackend(Generic[RowsFuture]):
         wanted = weakref.ref(asked)
         future.add_done_callback(lambda future: self._left(wanted()) if future.cancelled() else None)
         return future
+
+    def _in_memory(self, keys: Sequence[bytes], starts: Sequence[int], since: float) -> list[bytes | None]:
+        """Return the entries that memory has; called with the lock."""
+        row_bytes = 4 * self._dim
+        return [
+            self._memory.get(key, row_bytes * (end - start), since)
+            for key, start, end in zip(keys, starts, starts[1:], strict=False)
+        ]
 
     def close(self) -> Awaitable[None] | None:
         """Close the back end inside, then the layers."""

@@ -154,6 +154,15 @@ def _asked_for(kinds: Sequence[type[msgspec.Struct]], given: Mapping[str, Any]) 
     return kind
 
 
+def _description(name: str, kind: type[msgspec.Struct], others: Sequence[type[msgspec.Struct]]) -> str:
+    """Describe a field of `kind`, and what it is in other kinds where that is something else."""
+    text = _descriptions(kind)[name]
+    for other in others:
+        if (more := _descriptions(other)[name]) not in text:
+            text += f" With --{_required(other)}: {more}"
+    return text
+
+
 def _required(kind: type[msgspec.Struct]) -> str:
     """Return the flag of the one field that a kind of config must have."""
     return next(flags(kind)[field.name] for field in fields(kind) if field.required)
@@ -260,7 +269,6 @@ def _options(
 ) -> list[Callable[[Function], Function]]:
     """Return options for the fields of `kind`; what an earlier one of `kinds` has too is left to that one."""
     options = []
-    described = _descriptions(kind)
     for field in fields(kind):
         if field.name == argument:
             options.append(click.argument(field.name))
@@ -277,10 +285,7 @@ def _options(
         elif isinstance(inner, IntType) and field.name not in auto_fields(kind):
             type = int
         listed = isinstance(inner, VarTupleType)
-        text = described[field.name]
-        for other in owners[1:]:
-            if (more := _descriptions(other)[field.name]) not in text:
-                text += f" With --{_required(other)}: {more}"
+        text = _description(field.name, kind, owners[1:])
         if default := defaults(kind)[field.name]:
             shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"

@@ -208,22 +208,17 @@ static inline Floats get(const float *from, int64_t n) { return n >= LANES ? loa
 template <Activation ACTIVATION>
 static void finish(const Product &p, const float *sums, int64_t first_row, int64_t n_rows, int64_t first_column,
                    int64_t n_columns) {
-    const float *bias = p.bias ? p.bias + first_column : nullptr;
     for (int64_t r = 0; r < n_rows; r++) {
-        const auto at = [&](auto *rows, int64_t stride) {
-            return rows ? rows + (first_row + r) * stride + first_column : nullptr;
-        };
-        const float *gate = at(p.gate, p.gate_stride), *residual = at(p.residual, p.residual_stride);
-        float *out = at(p.out, p.out_stride);
-        uint16_t *out_bf16 = at(p.out_bf16, p.out_bf16_stride);
+        const int64_t row = first_row + r;
         for (int64_t c = 0; c < n_columns; c += LANES) {
-            const int64_t n = n_columns - c;
+            const int64_t column = first_column + c, n = n_columns - c;
             Floats v = load(sums + r * TILE_WIDTH + c);
-            if (bias) v += get(bias + c, n);
+            if (p.bias) v += get(p.bias + column, n);
             v = activate(ACTIVATION, v);
-            if (gate) v *= get(gate + c, n);
-            if (residual) v += get(residual + c, n);
-            put(out ? out + c : nullptr, out_bf16 ? out_bf16 + c : nullptr, v, n);
+            if (p.gate) v *= get(p.gate + row * p.gate_stride + column, n);
+            if (p.residual) v += get(p.residual + row * p.residual_stride + column, n);
+            put(p.out ? p.out + row * p.out_stride + column : nullptr,
+                p.out_bf16 ? p.out_bf16 + row * p.out_bf16_stride + column : nullptr, v, n);
         }
     }
 }

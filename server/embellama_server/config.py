@@ -28,7 +28,6 @@ ENDPOINT = re.compile(r"https?://[^/\s]")
 # Written as it is in links, so that nothing in it needs to be encoded.
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
-
 # Settings that mean something beside another one only.
 NEEDS = {
     "open_metrics": "keys_file",
@@ -183,9 +182,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         for field in ("model_name", "aliases") if self.models else ():
             if value := getattr(self, field):
                 raise ConfigError(f"{field} is {value!r}, but there are [[models]]; each of them has names of its own")
-        for field, other in NEEDS.items():
-            if (value := getattr(self, field)) != DEFAULTS[field] and not getattr(self, other):
-                raise ConfigError(f"{field} is {value!r}, but there is no {other}; without it, it means nothing")
+        self._check_needs()
         checked = super().checked()  # with a name, where there was none
         checked._check_edges()
         for field in ("model_path", "model_name", "aliases"):  # answers tell them
@@ -238,6 +235,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         """The model's name and aliases, without the default tag, each once."""
         return list(dict.fromkeys(without_default_tag(name) for name in (self.model_name, *self.aliases)))
 
+    def _check_needs(self) -> None:
+        """Raise `ConfigError` for a setting that means nothing without another one."""
+        defaults = {field.name: field.default for field in msgspec.structs.fields(type(self))}
+        for field, other in NEEDS.items():
+            if (value := getattr(self, field)) != defaults[field] and not getattr(self, other):
+                raise ConfigError(f"{field} is {value!r}, but there is no {other}; without it, it means nothing")
+
     def _check_edges(self) -> None:
         """Raise `ConfigError` for what is wrong about the network in front of the server."""
         for origin in self.cors_origins:
@@ -258,6 +262,3 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
 
 
 _OF_ONE_MODEL = ("model_path", "model_name", "aliases", "models")
-
-
-DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(ServerConfig)}
