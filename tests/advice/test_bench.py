@@ -172,9 +172,10 @@ def test_a_reranker_is_refused(tiny: TinyModel) -> None:
 
 @pytest.mark.model
 def test_files_of_different_dimensions_have_no_cosine(model_path: str, tiny_path: str) -> None:
-    tiny, real = bench([tiny_path, model_path], 1).rows
-    assert not tiny.failed  # its weights are in F32
-    assert real.failed == "its vectors have 384 numbers, those of tiny.gguf (f32) 32"
+    # Which of them is the more precise depends on the format that was measured to be the fastest here.
+    failed = [row.failed for row in bench([tiny_path, model_path], 1).rows if row.failed]
+    assert len(failed) == 1
+    assert re.fullmatch(r"its vectors have (384|32) numbers, those of \S+ \(\w+\) (32|384)", failed[0])
 
 
 @pytest.mark.parametrize(
