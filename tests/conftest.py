@@ -16,6 +16,7 @@ from typing import Any
 
 import certifi
 import httpx
+import llama_cpp._utils
 import numpy as np
 import psutil
 import pytest
@@ -75,6 +76,12 @@ def instruction_sets() -> list[str]:
             return subprocess.run([sys.executable, "-c", program, path, name], capture_output=True).returncode == 0
 
         return [name for name in kernels.library().instruction_sets if works(name)]
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp leaves open, of which Python would warn after the run's summary."""
+    for file in (llama_cpp._utils.outnull_file, llama_cpp._utils.errnull_file):
+        file.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -5,7 +5,7 @@ the same of the same model and the same inputs.
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class Counts(msgspec.Struct, frozen=True):
         tokens: Tokens of the rows written; of equal texts in a part, each counts. Where a server counts only those of
             a request, each of its rows has their mean.
         cut: Rows of which tokens were left out.
+        failures: How many rows failed for each code of an error.
     """
 
     rows: int = 0
@@ -37,12 +38,20 @@ class Counts(msgspec.Struct, frozen=True):
     skipped: int = 0
     tokens: int = 0
     cut: int = 0
+    failures: dict[str, int] = {}
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*map(operator.add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
+        return self._each(operator.add, other)
 
     def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(*map(operator.sub, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
+        return self._each(operator.sub, other)
+
+    def _each(self, change: Callable[[int, int], int], other: "Counts") -> "Counts":
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        was, more = mine.pop("failures"), theirs.pop("failures")
+        failures = {code: change(was.get(code, 0), more.get(code, 0)) for code in sorted({*was, *more})}
+        numbers = {name: change(mine[name], theirs[name]) for name in mine}
+        return Counts(**numbers, failures={code: n for code, n in failures.items() if n})
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

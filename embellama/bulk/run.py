@@ -15,6 +15,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from embellama.bulk.manifest import Counts, Manifest
 from embellama.bulk.output import output_of
 from embellama.bulk.progress import Log
 from embellama.bulk.rows import Part, parts_of
-from embellama.bulk.writers import writer_of
+from embellama.bulk.writers import problem_of, writer_of
 from embellama.config import EngineConfig
 from embellama.errors import ConfigError
 from embellama.remote.config import RemoteConfig
@@ -204,10 +205,12 @@ def _submit(part: Part, backend: BulkBackend) -> _Submitted:
 
 def _counts(part: Part, outcomes: Sequence[Outcome]) -> Counts:
     embedded = [outcome for outcome in outcomes if isinstance(outcome, Embedded)]
+    failures = Counter(problem_of(outcome).code for outcome in outcomes if not isinstance(outcome, Embedded))
     return Counts(
         rows=len(outcomes),
-        failed=len(outcomes) - len(embedded),
+        failed=failures.total(),
         skipped=part.n_skipped,
         tokens=round(sum(each.mean_tokens if each.n_tokens is None else each.n_tokens for each in embedded)),
         cut=sum(bool(each.n_cut) for each in embedded),
+        failures=dict(failures),
     )

@@ -62,7 +62,10 @@ def _write_summary(path: str, summary: Summary) -> None:
 
 def _told(summary: Summary) -> str:
     counts = summary.counts
-    told = [f"{counts.rows} rows", f"{counts.failed} failed", f"{counts.tokens} tokens", f"{summary.seconds:.1f} s"]
+    failed = f"{counts.failed} failed"
+    if counts.failures:
+        failed += f" ({', '.join(f'{code}: {n}' for code, n in counts.failures.items())})"
+    told = [f"{counts.rows} rows", failed, f"{counts.tokens} tokens", f"{summary.seconds:.1f} s"]
     told += [f"{counts.skipped} empty ones left out"] if counts.skipped else []
     told += [f"{counts.cut} cut"] if counts.cut else []
     told += [f"{summary.resumed_at} were there already"] if summary.resumed_at else []

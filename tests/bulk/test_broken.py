@@ -140,7 +140,8 @@ def test_the_summary_is_json(bulk: Bulk, tmp_path: Path) -> None:
     source.write_text("red\n\n")
     bulk(source, "-o", tmp_path / "out.jsonl", "--summary", summary)
     told = json.loads(summary.read_text())
-    assert told["counts"] == {"rows": 2, "failed": 1, "skipped": 0, "tokens": 3, "cut": 0}
+    failures = {"invalid_request_error": 1}
+    assert told["counts"] == {"rows": 2, "failed": 1, "skipped": 0, "tokens": 3, "cut": 0, "failures": failures}
 
 
 def test_a_file_called_pdf_that_is_none_is_no_text(bulk: Bulk, tmp_path: Path) -> None:
