@@ -8,10 +8,10 @@ No threads and no llama.cpp context: a `Backend` computes the rows.
 """
 
 import contextlib
+import copy
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from embellama.options import ChunkOptions, EmbedOptions, OutputOptions, Spans, 
 from embellama.outputs import check_dimensions, check_dtype, cut, normalization_of_call, normalize, quantize
 from embellama.results import Chunks, Embeddings, Ranked, Ranking
 from embellama.text.pairs import PairFormat, naming_the_query
+from embellama.text.prompt import Prompt
 from embellama.text.prompts import Prompts
 from embellama.text.tokenizer import Tokenized, Tokenizer, checked
 
@@ -45,12 +46,14 @@ class Job(NamedTuple, Generic[Result]):
     finish: Makes the result of the rows: ``(n_texts, dim) float32``, or one row for each token.
     kind: The kind of row that each text is computed for.
     owners: For each of `tokens`, the index of the caller's text that it is of, or None for a query; by default its own.
+    prompts: Those that were written around the texts, each once.
     """
 
     tokens: Sequence[Tokens]
     finish: Callable[[Rows], Result]
     kind: RowKind = RowKind.TEXT
     owners: Sequence[int | None] | None = None
+    prompts: tuple[Prompt, ...] = ()
 
     def part(self, start: int, stop: int) -> "Job[Result]":
         """Return a job for some of the texts of one that gives a vector for each; it names texts as the whole does."""
@@ -91,23 +94,31 @@ class Jobs:
         self.config = config
         self._weights = weights
         self.tokenizer = Tokenizer(weights, config.n_ctx)
-        values = weights.header.values
-        file_name = Path(config.model_path).stem
-        names = (config.model_name, values.get("general.name"), values.get("general.basename"), file_name)
-        self.prompts = Prompts.for_model(*names, file=config.prompts_file or None)
+        self.prompts = Prompts.of(config, weights.header)
         self.reranker = weights.pooling == "rank"
         self._pairs = PairFormat(weights, self.tokenizer)
+
+    def prompts_now(self) -> Prompts:
+        """Read the model's prompts again; raises `ConfigError` as `Jobs` does."""
+        return Prompts.of(self.config, self._weights.header)
+
+    def with_prompts(self, prompts: Prompts) -> "Jobs":
+        """Return what makes jobs for the same model with other prompts; this one keeps those that it has."""
+        jobs = copy.copy(self)
+        jobs.prompts = prompts
+        return jobs
 
     def encode(self, texts: Iterable[str], options: EmbedOptions = EmbedOptions()) -> Job[Embeddings]:
         """Make a job of texts, with one vector for each."""
         self._check_gives_vectors("text")
         writer = _VectorWriter(options, self.config, self._weights.dim)
-        texts = self._prompted(texts, options)
+        texts, prompts = self._prompted(texts, options)
         if options.window_overlap is not None:
-            return self._windows(texts, options.truncate, options.window_overlap, writer)
+            job = self._windows(texts, options.truncate, options.window_overlap, writer)
+            return job._replace(prompts=prompts)
         tokens, n_cut = self.tokenizer.encode(texts, options.truncate)
         n_tokens = np.array([len(ids) for ids in tokens], np.int32)
-        return Job(tokens, lambda rows: Embeddings(writer.texts(rows), n_tokens, n_cut), writer.kind)
+        return Job(tokens, lambda rows: Embeddings(writer.texts(rows), n_tokens, n_cut), writer.kind, prompts=prompts)
 
     def encode_ids(self, ids: Sequence[Sequence[int]], options: OutputOptions = OutputOptions()) -> Job[Embeddings]:
         """Make a job of lists of token ids, with one vector for each; no special token is added to them."""
@@ -122,7 +133,8 @@ class Jobs:
         """Make a job of texts, with a vector for each of their tokens, special ones included."""
         self._check_gives_vectors("token")
         writer = _VectorWriter(options, self.config, self._weights.dim)
-        tokens, _ = self.tokenizer.encode(self._prompted(texts, options), options.truncate)
+        texts, prompts = self._prompted(texts, options)
+        tokens, _ = self.tokenizer.encode(texts, options.truncate)
         ends = list(itertools.accumulate(map(len, tokens)))
 
         def finish(rows: Rows) -> list[NDArray[Any]]:
@@ -132,7 +144,7 @@ class Jobs:
                     vectors.append(writer.unscaled(rows[start:end]))
             return vectors
 
-        return Job(tokens, finish, RowKind.TOKEN)
+        return Job(tokens, finish, RowKind.TOKEN, prompts=prompts)
 
     def chunks(self, text: str, options: ChunkOptions) -> Job[Chunks]:
         """Make a job of one text, read as a whole, with a vector for each part ("late chunking": Günther et al., 2024).
@@ -202,17 +214,18 @@ class Jobs:
         self, query: str, documents: list[str], top_n: int | None, truncate: Truncate
     ) -> Job[Ranking]:
         self._check_gives_vectors("text")
-        queries = self.prompts.apply("query", [query])
+        prompts = (self.prompts["query"], self.prompts["document"])
+        queries = prompts[0].written_around([query])
         with naming_the_query():
             [asked], _ = self.tokenizer.encode(queries, truncate)
-        read = self.tokenizer.encode(self.prompts.apply("document", documents), truncate)
+        read = self.tokenizer.encode(prompts[1].written_around(documents), truncate)
         read = Tokenized([*read.tokens, asked], read.n_cut)
 
         def finish(rows: Rows) -> Ranking:
             unit = normalize(rows)
             return _ranking(np.clip(unit[:-1] @ unit[-1], -1, 1), top_n, "cosine", read)
 
-        return Job(read.tokens, finish, owners=[*range(len(documents)), None])
+        return Job(read.tokens, finish, owners=[*range(len(documents)), None], prompts=prompts)
 
     def _windows(self, texts: list[str], truncate: Truncate, overlap: int, writer: "_VectorWriter") -> Job[Embeddings]:
         tokenizer = self.tokenizer
@@ -240,14 +253,16 @@ class Jobs:
 
         return Job(windows, finish, writer.kind, owners)
 
-    def _prompted(self, texts: Iterable[str], options: TokenOptions) -> list[str]:
+    def _prompted(self, texts: Iterable[str], options: TokenOptions) -> tuple[list[str], tuple[Prompt, ...]]:
+        """Write the prompt of a call around its texts; return it with them, if there is one."""
         if isinstance(texts, str):
             raise InputError("texts is one str, not a list of them; to embed one text, call embed")
         if options.prompt is None:
             if options.fields:
                 raise InputError(f"fields are given ({', '.join(options.fields)}), but no prompt to put them in")
-            return list(texts)
-        return self.prompts.apply(options.prompt, texts, options.fields)
+            return list(texts), ()
+        prompt = self.prompts[options.prompt]
+        return prompt.written_around(texts, options.fields), (prompt,)
 
     def _check_gives_vectors(self, what: str) -> None:
         name = self.config.model_name

@@ -8,7 +8,6 @@ A vector's last digits depend on the texts that it is computed beside. So that a
 gives the same bytes, one part at a time is with the model: its batches then follow from its texts alone.
 """
 
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from embellama.jobs import Job
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
+from embellama.text.prompt import Prompt
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -132,27 +132,32 @@ class EngineBackend:
 
     def facts(self) -> dict[str, object]:
         """Return what vectors depend on, as `BulkBackend.facts` says."""
-        config, prompt = self._model.config, self._prompt()
+        config, prompt = self._model.config, self._prompt
         return {
             "name": config.model_name,
             "weights_sha256": weights_hash(config.model_path).hex(),
             "settings": {name: getattr(config, name) for name in SETTINGS},
-            "prompt": prompt,
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+            "prompt": self._written_prompt(),
+            "prompt_identity": prompt.identity if prompt else "",
             "versions": {name: importlib.metadata.version(name) for name in ("embellama", "llama-cpp-python", "numpy")},
         }
 
-    def _prompt(self) -> str:
-        """Return the prompt around a text."""
+    @property
+    def _prompt(self) -> Prompt | None:
         name = self._options.prompt
-        return "{text}" if name is None else self._model.jobs.prompts.apply(name, ["{text}"], self._options.fields)[0]
+        return None if name is None else self._model.jobs.prompts[name]
+
+    def _written_prompt(self) -> str:
+        """Return the prompt around a text, with its fields."""
+        prompt = self._prompt
+        return "{text}".join(prompt.around(self._options.fields or {})) if prompt else "{text}"
 
     def chunker(self, job: BulkJob) -> Chunker | None:
         """Return what cuts documents into chunks, as `BulkBackend.chunker` says."""
         if job.chunk_tokens is None:
             return None
         tokenizer = self._model.jobs.tokenizer
-        around = len(tokenizer.bare([self._prompt().replace("{text}", "a")])[0]) - len(tokenizer.bare(["a"])[0])
+        around = len(tokenizer.bare([self._written_prompt().replace("{text}", "a")])[0]) - len(tokenizer.bare(["a"])[0])
         most = tokenizer.limit - tokenizer.n_special - around
         told = (
             f"this model reads {tokenizer.limit} tokens, of which {tokenizer.limit - most} are special or its prompt's"

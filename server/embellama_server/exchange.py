@@ -18,6 +18,7 @@ from starlette.types import Scope, Send
 
 from embellama.backend import ANYONE, Caller, Times
 from embellama.jobs import Job
+from embellama.text.prompt import Prompt, identities
 from embellama_server.problems import Problem
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ALLOWED_MODELS, ServedModel, ServerState
@@ -44,8 +45,7 @@ class Exchange:
         accept: The content types that the client accepts, in lower case; those of several headers as one list.
         asked_model: The model's name as the client wrote it, once it was read.
         model: Name of the model that was asked for; empty until it is known.
-        prompt: Its prompt, once it is known; empty for none.
-        prompt_hash: SHA-256 of that prompt; empty for none.
+        prompts: Those that were written around the texts, once they are tokens.
         dimensions: Length of the vectors that were asked for; 0 if none were, or until it is known.
         formats: How the client asked for vectors to be written, once it was read.
         n_characters: Characters of all texts.
@@ -76,7 +76,7 @@ class Exchange:
                 self._id = value
         self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
         self.asked_model = self.model = ""
-        self.prompt = self.prompt_hash = ""
+        self.prompts: tuple[Prompt, ...] = ()
         self.dimensions = 0
         self.formats: tuple[str, ...] = ()
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
@@ -89,6 +89,7 @@ class Exchange:
         """Note that the texts are tokens now."""
         self._tokenized_at = time.monotonic()
         self.n_texts, self.n_tokens = len(job.tokens), sum(map(len, job.tokens))
+        self.prompts = job.prompts
         if not job.tokens:  # there is nothing to compute
             self._computed_at = self._tokenized_at
 
@@ -131,6 +132,8 @@ class Exchange:
                 head.append((name, b"%.1f" % (1000 * seconds)))
             head.append((b"x-compute-characters", b"%d" % self.n_characters))
             head.append((b"x-compute-tokens", b"%d" % self.n_tokens))
+            if self.prompts:
+                head.append((b"x-embellama-prompt", identities(self.prompts).encode()))
             if self._computed_at:  # not yet known when a streamed reply begins
                 head.append((b"x-embellama-cached-tokens", b"%d" % self.times.cached_tokens))
         await self._send({"type": "http.response.start", "status": self._status, "headers": head})
@@ -154,8 +157,8 @@ class Exchange:
             error=self._error,
             asked_model=self.asked_model,
             model=self.model,
-            prompt=self.prompt,
-            prompt_hash=self.prompt_hash,
+            prompt=", ".join(prompt.name for prompt in self.prompts),
+            prompt_hash=", ".join(prompt.sha256 for prompt in self.prompts),
             dimensions=self.dimensions,
             formats=self.formats,
             n_texts=self.n_texts,

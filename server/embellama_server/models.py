@@ -3,6 +3,8 @@
 a config ── load, check_memory ──► ServedModel ── its workers start, all are ready ──► ServerState.serve ──► requests
                                                                                           │
              its workers stop ◄── its last request is answered ◄── ServerState.leaving ◄──┘ the one it took the place of
+
+SIGHUP ── reread_prompts ──► the same ServedModel with the prompts that its file has now ──► ServerState.serve
 """
 
 import asyncio
@@ -13,7 +15,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,30 @@ def described(model: ServedModel) -> str:
     )
 
 
+def reread_prompts(state: ServerState, models: Iterable[ServedModel]) -> None:
+    """Read the files of prompts of models that are served again, and give requests to come what is in them now.
+
+    A request that has its model keeps the prompts that it has. Of a file that is wrong, or has another content for a
+    version that was offered, nothing is taken; the log says why.
+    """
+    by_file: dict[str, list[ServedModel]] = {}
+    for model in models:
+        by_file.setdefault(model.config.prompts_file, []).append(model)
+    by_file.pop("", None)
+    for file, its_models in by_file.items():
+        try:
+            found = [(model, model.jobs.prompts_now()) for model in its_models]
+            for model, prompts in found:
+                state.prompt_versions.check(model.info.name, prompts)
+        except ConfigError as error:
+            logger.error("the prompts that were read before stay: %s", error)
+            continue
+        for model, prompts in found:
+            state.serve(model.with_prompts(prompts))
+        names = ", ".join(repr(model.info.name) for model in its_models)
+        logger.info("the prompts of %s were read from %s", names, file)
+
+
 class ModelChanges:
     """Loads, swaps and unloads models while the server runs, one at a time; used on the event loop.
 
@@ -160,6 +186,8 @@ class ModelChanges:
                 logger.error("%r was not loaded, what is served stays: %s", config.model_name, error)
                 raise
             self._state.serve(model)
+            reread_prompts(self._state, [model])  # the signal to do so may have come meanwhile
+            model = self._state.models[model.info.name]
         logger.info("loaded in %.1f s: %s", time.monotonic() - started_at, described(model))
         if old:
             self._let_go(old)
@@ -234,6 +262,7 @@ class ModelChanges:
     async def _loaded(self, config: ServerConfig) -> ServedModel:
         """Load a model, and return it once its workers are ready."""
         model = await asyncio.to_thread(load, config, self._state.metrics, self._state.charge)
+        self._state.prompt_versions.check(model.info.name, model.jobs.prompts)
         check_memory([model])
         try:
             await self._start_workers(model)

@@ -3,7 +3,7 @@
 load vocabulary ──► tune ──► bind socket ──► start workers ──► uvicorn
                                                                  │
 SIGTERM, SIGINT ──► stop accepting, answer what was accepted, stop the workers, exit 0; a second one: at once
-SIGHUP          ──► read the certificate again; replace the workers, one after another, as soon as they have loaded
+SIGHUP          ──► read certificate, keys and prompts again; replace the workers, one after another, once loaded
 a model that does not load in a worker ──► the same, exit 1
 """
 
@@ -37,7 +37,7 @@ from embellama_server.jobs.collector import BatchCollector
 from embellama_server.jobs.folder import DataFolder
 from embellama_server.jobs.service import BatchService
 from embellama_server.listening import listen
-from embellama_server.models import check_memory, described, load
+from embellama_server.models import check_memory, described, load, reread_prompts
 from embellama_server.protocol import Protocol
 from embellama_server.state import Charge, ServerState
 from embellama_server.telemetry.logs import set_up_logging
@@ -198,6 +198,7 @@ async def _run(
             certificate.renew()
         if keyring:
             keyring.reload()
+        reread_prompts(state, list(state.models.values()))
         task = loop.create_task(restart_all())
         restarts.add(task)
         task.add_done_callback(restarts.discard)

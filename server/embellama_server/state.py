@@ -10,14 +10,18 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from embellama.backend import Backend, Caller, Times
 from embellama.batch import Rows
 from embellama.errors import EmbeddingFailed, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
+from embellama.text.prompts import Prompts
 from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.problems import NotAllowed
+from embellama_server.prompt_versions import PromptVersions
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
@@ -120,6 +124,11 @@ class ServedModel(NamedTuple):
             raise job.named(error) from None
         return SubmittedJob(job, future)
 
+    def with_prompts(self, prompts: Prompts) -> "ServedModel":
+        """Return the same model, its workers and requests too, with other prompts for requests to come."""
+        info = msgspec.structs.replace(self.info, prompts=prompts.names)
+        return self._replace(jobs=self.jobs.with_prompts(prompts), info=info)
+
     async def close(self, *, at_once: bool) -> None:
         """Close the back end, once no worker is left; with `at_once`, without waiting for their current batches."""
         if at_once:
@@ -138,6 +147,7 @@ class ServerState:
         leaving: Models that get no more requests, and are closed once those they have are answered.
         metrics: Counts what happens.
         charge: Has callers charged, if they are.
+        prompt_versions: The content of each version of a prompt that was offered.
         tracer: Makes spans of requests, if they are to be traced.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
@@ -158,6 +168,7 @@ class ServerState:
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.names: dict[str, ServedModel] = {}
+        self.prompt_versions = PromptVersions()
         self.leaving: list[ServedModel] = []
         self.metrics, self.charge, self.tracer = metrics, charge, tracer
         for model in models:
@@ -177,6 +188,7 @@ class ServerState:
     def serve(self, model: ServedModel) -> None:
         """Give a model the requests for its names from now on, also those that another one of its name had."""
         self.models[model.info.name] = model
+        self.prompt_versions.note(model.info.name, model.jobs.prompts)
         self._models_changed()
 
     def stop_serving(self, model: ServedModel) -> None:

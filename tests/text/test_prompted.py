@@ -53,8 +53,12 @@ def test_fields_are_put_in(tiny: TinyModel) -> None:
     ("options", "error", "message"),
     [
         ({"prompt": "code"}, PromptError, "prompt 'code' is not one of this model's: query, document"),
-        ({"prompt": "query"}, PromptError, "prompt 'query' needs the field 'task'"),
-        ({"prompt": "query", "fields": {"task": 3}}, PromptError, "prompt 'query' needs a str for 'task', not int"),
+        ({"prompt": "query"}, PromptError, "prompt 'query' of prompts.toml needs the field 'task'"),
+        (
+            {"prompt": "query", "fields": {"task": 3}},
+            PromptError,
+            "prompt 'query' of prompts.toml needs a str for 'task', not int",
+        ),
         ({"prompt": "document", "fields": {"task": "a"}}, PromptError, "prompt 'document' has no field 'task'"),
         ({"fields": {"task": "a", "b": "c"}}, InputError, "fields are given (task, b), but no prompt to put them in"),
     ],

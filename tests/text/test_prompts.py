@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embellama.errors import ConfigError, PromptError
-from embellama.text.prompts import BUILT_IN, ModelPrompts, Prompt, Prompts, read_models
+from embellama.text.prompt import Prompt
+from embellama.text.prompts import BUILT_IN, Prompts
+from embellama.text.prompts_file import ModelPrompts, read_models
 from tests.conftest import ROOT
 
 # Written by hand from the model cards named in prompts.toml.

@@ -189,14 +189,14 @@ _DOCUMENTS = {"document", "passage", "search_document", "retrieval.passage"}
 
 def prompt_of(jobs: Jobs, name: str | None) -> str | None:
     """Find the model's prompt for a dialect's word: its own of that name, or query's or document's."""
-    if not name or name in jobs.prompts.names:
+    if not name or name in jobs.prompts:
         return name or None
     return "query" if name in _QUERIES else "document" if name in _DOCUMENTS else name
 
 
 def without_task(jobs: Jobs, options: EmbedOptions, tasks: Collection[str]) -> EmbedOptions:
     """Leave out a prompt that is one of these tasks and means nothing to the model."""
-    if options.prompt in tasks and options.prompt not in jobs.prompts.names:
+    if options.prompt is not None and options.prompt in tasks and options.prompt not in jobs.prompts:
         return msgspec.structs.replace(options, prompt=None)
     return options
 

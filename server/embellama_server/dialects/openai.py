@@ -264,7 +264,8 @@ def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
     if options.truncate != "none":
         raise InvalidOption("truncate", "does not go with late_chunking")
     # A prompt goes around the whole, as it goes around a text; no part's vector is of it.
-    before, after = jobs.prompts[options.prompt].around({}) if options.prompt else ("", "")
+    prompt = jobs.prompts[options.prompt] if options.prompt else None
+    before, after = prompt.around({}) if prompt else ("", "")
     whole, spans = before, list[tuple[int, int]]()
     for text in texts:
         # Parts of a text that was cut between words need no space; others do.
@@ -272,6 +273,7 @@ def _late_chunks(jobs: Jobs, texts: Any, options: EmbedOptions) -> Job[Chunks]:
             whole += " "
         spans.append((len(whole), len(whole) + len(text)))
         whole += text
-    return jobs.chunks(
+    job = jobs.chunks(
         whole + after, ChunkOptions(character_spans=spans, normalize=options.normalize, dimensions=options.dimensions)
     )
+    return job._replace(prompts=(prompt,)) if prompt else job

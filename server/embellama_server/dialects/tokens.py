@@ -79,7 +79,8 @@ class TokensDialect(Dialect[TokensRequest, list[bytes]]):
 
     def job(self, request: TokensRequest, jobs: Jobs) -> Job[list[bytes]]:
         pieces = list(self.write(request, jobs))  # here, for it may take a while
-        return Job([], lambda _: pieces)
+        prompt = with_prompt_of(jobs, request.options).prompt
+        return Job([], lambda _: pieces, prompts=(jobs.prompts[prompt],) if prompt else ())
 
     @abstractmethod
     def write(self, request: TokensRequest, jobs: Jobs) -> Iterator[bytes]:

@@ -92,5 +92,5 @@ class PartComputer:
                 return
 
     def _check_unchanged(self) -> None:
-        if self._find().model is not self.model:
+        if self._find().model.backend is not self.model.backend:  # it may have other prompts
             raise ModelChanged

@@ -21,6 +21,7 @@ from embellama.bulk.rows import RowTooLong
 from embellama.deadline import Deadline, working_until
 from embellama.errors import EmbeddingFailed, EmbellamaError
 from embellama.jobs import Job
+from embellama.text.prompt import identities
 from embellama_server.dialects.base import Dialect, ParsedRequest, check_tokens
 from embellama_server.jobs.lines import NumberedLine, request_line
 from embellama_server.jobs.records import LineError
@@ -210,10 +211,13 @@ def _error_line(line: ReadLine, error: Exception, dialect: Dialect[Any, Any]) ->
 
 
 def _line(line: ReadLine, status: int, body: bytes) -> bytes:
-    """Write a line but for its end."""
+    """Write a line but for its end; a live request's answer has the prompt in a header."""
+    prompt = b""
+    if line.job and line.job.prompts:
+        prompt = b',"prompt":%b' % dumps(identities(line.job.prompts))
     return (
-        b'{"id":"batch_req_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"req_%b","body":%b},"error":null'
-        % (line.id.encode(), dumps(line.custom_id), status, line.id.encode(), body)
+        b'{"id":"batch_req_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"req_%b"%b,"body":%b},"error":null'
+        % (line.id.encode(), dumps(line.custom_id), status, line.id.encode(), prompt, body)
     )
 
 

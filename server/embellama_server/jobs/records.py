@@ -8,6 +8,9 @@ from typing import Literal, TypedDict
 
 import msgspec
 
+from embellama.text.prompt import Prompt
+from embellama.text.prompts import Prompts
+
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
@@ -184,6 +187,22 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     lengths: tuple[int, int] = (0, 0)
 
 
+class KeptPrompts(msgspec.Struct, frozen=True):
+    """The prompts of a model, as they were when a batch began."""
+
+    prompts: list[Prompt]
+    aliases: dict[str, str]
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> "KeptPrompts":
+        """Keep prompts as they are."""
+        return cls(prompts.prompts, prompts.aliases)
+
+    def restored(self) -> Prompts:
+        """Return what was kept."""
+        return Prompts(self.prompts, self.aliases)
+
+
 class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A batch.
 
@@ -196,6 +215,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         total: Its lines, once they were read.
         batch_limits: Most tokens and texts that are computed together: those of the model when the batch began. With
             others, vectors would differ in their last digits from those that are written.
+        prompts: Those of the model when the batch began, until it has ended: lines of one batch never have two contents
+            of one name, though the file of prompts may change meanwhile.
     """
 
     id: str
@@ -213,6 +234,7 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     total: int = 0
     batch_limits: tuple[int, int] = (0, 0)
+    prompts: KeptPrompts | None = None
     progress: Progress = Progress()
     output_file_id: str | None = None
     error_file_id: str | None = None

@@ -30,7 +30,7 @@ from embellama_server.jobs.folder import ITEM_BYTES, DataFolder
 from embellama_server.jobs.lines import LineCheck, NumberedLine, lines_from
 from embellama_server.jobs.outputs import BatchOutputs, output_records
 from embellama_server.jobs.parts import Outcome, Part, WrittenPart, read_part, undone_lines, written
-from embellama_server.jobs.records import BatchRecord, BatchStatus, LineError, Progress
+from embellama_server.jobs.records import BatchRecord, BatchStatus, KeptPrompts, LineError, Progress
 from embellama_server.problems import NotAllowed, StorageFull
 from embellama_server.state import ServerState
 
@@ -175,21 +175,25 @@ class BatchRun:
             more = await self._reading(check_some)
             await asyncio.sleep(CHECK_PAUSE_S)
         found.end()
-        errors, limits = found.errors, (0, 0)
+        errors = found.errors
+        kept: dict[str, Any] = {}
         if not errors:
             try:
-                config = self._find(found.model).model.config
-                limits = (config.max_batch_tokens, config.max_batch_size)
+                model = self._find(found.model).model
+                kept["batch_limits"] = (model.config.max_batch_tokens, model.config.max_batch_size)
+                kept["prompts"] = KeptPrompts.of(model.jobs.prompts)
             except GivenUp as error:
                 errors = [{**error.error, "param": "body.model", "line": 1}]
         status: BatchStatus = "failed" if errors else "in_progress"
-        await self._save(errors=errors, total=found.total, model=found.model, batch_limits=limits, status=status)
+        await self._save(errors=errors, total=found.total, model=found.model, status=status, **kept)
 
     async def _compute(self) -> None:
         """Compute what is left, and write it."""
         lines = self._lines(self.record.progress)
         found = self._find(self.record.model)
-        config = found.model.config
+        model, config = found.model, found.model.config
+        if self.record.prompts:  # else it is of an earlier version of embellama
+            model = model.with_prompts(self.record.prompts.restored())
         limits = self.record.batch_limits
         if limits[0] > config.max_batch_tokens or limits[1] > config.max_batch_size:
             limits = (config.max_batch_tokens, config.max_batch_size)  # more than workers take now
@@ -201,13 +205,13 @@ class BatchRun:
                 while more or running:
                     if more and len(running) < PARTS_AHEAD:
                         self._find(self.record.model)  # it, or the key, may have gone
-                        part = await self._reading(read_part, lines, self._dialect, found.model, self._work)
+                        part = await self._reading(read_part, lines, self._dialect, model, self._work)
                         if part:
                             running.append((part, asyncio.create_task(computer.outcomes(part))))
                         more = part is not None
                     else:
                         part, computed = running[0]
-                        made = await self._reading(written, part, await computed, self._dialect, found.model)
+                        made = await self._reading(written, part, await computed, self._dialect, model)
                         running.popleft()
                         await self._append(outputs, made, part.at, part.number)
             finally:
@@ -241,7 +245,7 @@ class BatchRun:
                 folder.files[each.id] = each
                 folder.n_bytes += ITEM_BYTES
         output, errors = (each.id if each.n_bytes else None for each in kept)
-        await self._save(status=status, output_file_id=output, error_file_id=errors)
+        await self._save(status=status, output_file_id=output, error_file_id=errors, prompts=None)
         done = self.record.progress
         logger.info("%s is %s: %d lines done, %d failed", self.record.id, status, done.completed, done.failed)
 

@@ -23,7 +23,7 @@ ACCESS_FIELDS = "embellama.access_fields"
 REFUSED_STATUS = "embellama.refused_status"
 
 # The order of a line's fields.
-FIELDS = ("request_id", "trace_id", "client", "key", "path", "status", "model", "texts", "tokens", "ms")
+FIELDS = ("request_id", "trace_id", "client", "key", "path", "status", "model", "prompt", "texts", "tokens", "ms")
 
 # A longer path is cut: it may have as many bytes as a request's head.
 MAX_PATH = 200
@@ -70,6 +70,8 @@ def access_fields(record: RequestRecord, trace_id: str) -> dict[str, Any]:
         "tokens": record.n_tokens,
         "ms": round(1000 * (record.times.ended - record.times.came), 1),
     }
+    if record.prompt:
+        fields["prompt"] = record.prompt
     return fields | {"trace_id": trace_id} if trace_id else fields
 
 

@@ -214,6 +214,8 @@ def _operation_attributes(record: RequestRecord) -> dict[str, AttributeValue]:
         found["gen_ai.request.model"] = asked
     if record.model:
         found["gen_ai.response.model"] = record.model
+    if record.prompt:
+        found["embellama.prompt"], found["embellama.prompt.sha256"] = record.prompt, record.prompt_hash
     if record.dimensions:
         found["gen_ai.embeddings.dimension.count"] = record.dimensions
     if record.formats:

@@ -108,6 +108,11 @@ _COMPUTED = {
         "description": "Tokens of texts whose rows were known; not in a streamed answer.",
         "schema": _WHOLE_NUMBER,
     },
+    "x-embellama-prompt": {
+        "description": "The prompt around the texts, if there is one: its name and version, and the SHA-256 of its "
+        "content, as `query@2; sha256=…`.",
+        "schema": _STRING,
+    },
     "traceresponse": {"description": "The span that answered, if requests are traced.", "schema": _STRING},
     "x-embedding-shape": {"description": "Of an answer in bytes: rows, columns.", "schema": _STRING},
     "x-embedding-dtype": {"description": "Of an answer in bytes: NumPy's name.", "schema": _STRING},
