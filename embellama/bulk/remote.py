@@ -56,6 +56,7 @@ class RemoteBackend:
             "normalization": entry.normalization,
             "dim": self._client.dim,
             "probe": self._probe,
+            "prompt_identity": self._client.prompt,
             "max_batch_size": self._config.max_batch_size,
             "int8_limit": self._config.int8_limit,
         }

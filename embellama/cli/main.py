@@ -13,6 +13,7 @@ from embellama.cli.embed import embed
 from embellama.cli.inspect import inspect
 from embellama.cli.keys import keys
 from embellama.cli.output import Group, check_output
+from embellama.cli.prompts import prompts
 from embellama.cli.schema import schema
 from embellama.cli.search import search
 
@@ -24,5 +25,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, bulk, search, dedupe, classify, compare, inspect, devices, bench, keys, schema):
+for command in (embed, bulk, search, dedupe, classify, compare, inspect, prompts, devices, bench, keys, schema):
     main.add_command(command)

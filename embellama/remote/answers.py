@@ -34,12 +34,14 @@ class Answer(NamedTuple):
     n_tokens: Tokens of each text, ``(n_texts,)``; None where the server does not say.
     n_cut: Tokens of each that were left out, ``(n_texts,)``; None where it does not say.
     total_tokens: Tokens of all texts; 0 where it does not say.
+    prompt: Identity of the prompt that was written around them; "" for none, or where it does not say.
     """
 
     rows: Rows
     n_tokens: list[int] | None
     n_cut: list[int] | None
     total_tokens: int
+    prompt: str = ""
 
 
 class _Item(msgspec.Struct):

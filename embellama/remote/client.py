@@ -60,11 +60,13 @@ class RemoteClient:
         entry: What the servers tell of the model.
         dim: Numbers of a vector as the servers give it.
         probe: The vector of `servers.PROBE`, ``(dim,) float32``.
+        prompt: Identity of the prompt that the servers write around texts; "" for none, or where they do not say.
     """
 
     entry: ModelEntry
     dim: int
     probe: Rows
+    prompt: str
 
     def __init__(self, config: RemoteConfig, options: EmbedOptions):
         """Ask the servers of a checked config which model they have.
@@ -115,6 +117,7 @@ class RemoteClient:
         self._vectors = RemoteVectors(self._options, self._config.int8_limit, servers.entry, servers.embellama)
         await servers.prepare(self._vectors.fields)
         self.entry, self.dim, self.probe = servers.entry, len(servers.probe), servers.probe
+        self.prompt = servers.prompt
         self._vectors.prepare(self.probe)
 
     async def _close(self) -> None:

@@ -25,6 +25,9 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 # One is told of a server that fails once in so many seconds.
 SAY_S = 30.0
 
+# Where embellama's servers tell the prompt that they wrote around texts.
+PROMPT_HEADER = "x-embellama-prompt"
+
 # How vectors are written: in base64, or as lists of numbers.
 ENCODINGS = ("base64", None)
 
@@ -86,7 +89,8 @@ class RemoteServer:
         """
         content = msgspec.json.encode(msgspec.structs.replace(body, encoding_format=self.encoding))
         try:
-            answer = self._vectors(await self._exchange("POST", "/embeddings", content), len(body.input), dim)
+            headers, read = await self._exchange("POST", "/embeddings", content)
+            answer = self._vectors(read, len(body.input), dim)._replace(prompt=headers.get(PROMPT_HEADER, ""))
         except Transient as error:
             self._failed(error)
             raise
@@ -107,7 +111,8 @@ class RemoteServer:
             Transient, Unusable: It does not answer as it should.
         """
         try:
-            listed = msgspec.json.decode(await self._exchange("GET", "/models"), type=_ModelList).data
+            _, read = await self._exchange("GET", "/models")
+            listed = msgspec.json.decode(read, type=_ModelList).data
         except (Unusable, Refused) as error:
             if error.status in (401, 403):
                 raise
@@ -136,8 +141,8 @@ class RemoteServer:
         except Transient as error:
             raise Transient(f"{self.url}: {error}") from error
 
-    async def _exchange(self, method: str, path: str, content: bytes | None = None) -> bytes:
-        """Send a request and return the body of its answer, if that is good."""
+    async def _exchange(self, method: str, path: str, content: bytes | None = None) -> tuple[httpx.Headers, bytes]:
+        """Send a request and return the headers and the body of its answer, if that is good."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
@@ -149,7 +154,7 @@ class RemoteServer:
         except httpx.HTTPError as error:
             raise Transient(f"{self.url}: {str(error) or type(error).__name__}") from error
         if response.status_code == 200:
-            return body
+            return response.headers, body
         if self._api_key:  # some servers say which key they do not know
             body = body.replace(self._api_key.encode(), b"(the key)")
         fault = fault_of(self.url, response.status_code, response.headers, body)

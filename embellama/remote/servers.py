@@ -71,6 +71,7 @@ class Servers:
         embellama: Whether all servers are embellama's.
         dim: Numbers of a vector; None until that is known.
         probe: The vector of `PROBE`, ``(dim,) float32``.
+        prompt: Identity of the prompt that they write around texts, as far as they tell it; "" for none.
     """
 
     def __init__(self, config: RemoteConfig, http: httpx.AsyncClient):
@@ -87,6 +88,7 @@ class Servers:
         self.embellama = False
         self.dim: int | None = None
         self.probe: Rows = np.zeros(0, np.float32)
+        self.prompt = ""
 
     async def describe(self) -> None:
         """Find out which model the servers have.
@@ -112,11 +114,17 @@ class Servers:
         """
         self._fields = msgspec.structs.replace(fields, model=self._config.model_name or self.entry.id)
         for server in self._servers:
-            row = (await self._probed(server)).rows[0]
+            answer = await self._probed(server)
+            row = answer.rows[0]
             if not np.isfinite(row).all() or not row.any():
                 raise ConfigError(f"{server.url} gives no usable vector for {PROBE!r}: it is not finite, or all zeros")
             if self.dim is None:
-                self.dim, self.probe = len(row), row
+                self.dim, self.probe, self.prompt = len(row), row, answer.prompt
+            elif answer.prompt != self.prompt:
+                raise ConfigError(
+                    f"url names servers whose prompts differ: {self._servers[0].url} writes {self.prompt or 'none'}, "
+                    f"{server.url} {answer.prompt or 'none'}"
+                )
             elif (cosine := cosine_of(row, self.probe)) < ALIKE:
                 raise ConfigError(
                     f"url names servers of different models: for the same text, the vectors of {self._servers[0].url} "
@@ -206,6 +214,11 @@ class Servers:
         finally:
             server.n_open -= 1
         self._answered_at = time.monotonic()
+        if request.server is None and answer.prompt != self.prompt:
+            raise Unusable(
+                f"{server.url} writes another prompt around texts than before: it was {self.prompt or 'none'} and is "
+                f"{answer.prompt or 'none'}"
+            )
         if answer.total_tokens:
             self._limits.counted(request.n_characters, estimated, answer.total_tokens)
         return answer
