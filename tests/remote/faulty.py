@@ -32,6 +32,7 @@ class Plan(msgspec.Struct):
         weights: The weights' hash that it tells; none without.
         key: The key that it wants.
         floats: Whether it does not know base64.
+        prompts: For each answer in turn, the prompt that embellama's servers tell; none without.
         most: Texts in a request.
         delay_s: How long an answer takes.
     """
@@ -39,6 +40,7 @@ class Plan(msgspec.Struct):
     turns: tuple[str, ...] = ("ok",)
     model: str = "m"
     weights: str | None = None
+    prompts: tuple[str, ...] = ()
     key: str = ""
     floats: bool = False
     most: int = 2048
@@ -67,6 +69,7 @@ class Faulty:
     def __init__(self, plan: Plan, log: str):
         self.plan = plan
         self.turns = itertools.cycle(plan.turns)
+        self.prompts = itertools.cycle(plan.prompts)
         self.log = Path(log)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,7 +127,8 @@ class Faulty:
             return Reply(200, b'{"data": [{"embedding": [1, 2')
         data = [self.item(index, text, turn) for index, text in enumerate(texts)]
         usage = {"prompt_tokens": n_tokens(texts), "total_tokens": n_tokens(texts)}
-        return Reply(200, json.dumps({"data": data[turn == "fewer" :], "usage": usage}).encode())
+        told = f"x-embellama-prompt: {next(self.prompts)}\r\n" if self.plan.prompts else ""
+        return Reply(200, json.dumps({"data": data[turn == "fewer" :], "usage": usage}).encode(), told)
 
     def item(self, index: int, text: str, turn: str) -> dict[str, Any]:
         row = vector(text, self.plan.model)[turn == "shorter" :]

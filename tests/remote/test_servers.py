@@ -58,6 +58,19 @@ def test_a_run_does_not_go_on_with_another_model_of_that_name(faulty: StartFault
         computed(tmp_path, [], faulty(model="n"), limit=3, resume=True, model_name="m")
 
 
+def test_servers_whose_prompts_differ_are_refused_and_so_is_one_that_changes(
+    faulty: StartFaulty, tmp_path: Path
+) -> None:
+    first, second = (faulty(prompts=(f"query@{i}; sha256={i}",)) for i in (1, 2))
+    with pytest.raises(ConfigError, match=r"prompts differ: \S+ writes query@1; sha256=1, \S+ query@2; sha256=2$"):
+        computed(tmp_path, texts(5), first, second, model_name="m")
+    changing = faulty(prompts=("query@1; sha256=1", "query@1; sha256=1", "query@2; sha256=2"))
+    with pytest.raises(Unavailable, match=r"another prompt .* it was query@1; sha256=1 and is query@2; sha256=2"):
+        computed(tmp_path, texts(5), changing, max_batch_size=1, concurrency=1)
+    with pytest.raises(ConfigError, match=r"model\.prompt_identity was 'query@1; sha256=1' and is 'query@2; sha256=2'"):
+        computed(tmp_path, texts(5), second, max_batch_size=1, concurrency=1, resume=True)
+
+
 def bulk(server: FaultyServer, folder: Path, *more: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     source = folder / "in.txt"
     source.write_text("red\nblue\n")
