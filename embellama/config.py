@@ -94,7 +94,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float,
         Meta(gt=0, le=1e30, description="The value that 127 stands for in int8 vectors; larger ones are clipped."),
     ] = 1.0
-    prompts_file: Annotated[str, Meta(description="TOML file of prompts, asked before the built-in ones.")] = ""
+    prompts_file: Annotated[
+        str,
+        Meta(description="TOML file of prompts, asked before the built-in ones; a server reads it again on SIGHUP."),
+    ] = ""
     cache_bytes: Annotated[
         int, Meta(ge=0, description="Most bytes of known rows to keep in memory; 0 keeps none there.")
     ] = 64 * 1024 * 1024

@@ -1,12 +1,14 @@
 """`embellama prompts`: what it lists, shows and writes, and what is said of wrong names and fields."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from embellama.cli.main import main
+from tests.conftest import ROOT
 
 FILE = """
 [[models]]
@@ -60,6 +62,26 @@ def test_render_writes_a_prompt_around_texts(flags: list[str]) -> None:
     assert json.loads(lines) == "\ne: ä"
     assert prompts("render", "query@old", "a", *flags).output == "ask: a\n"
     assert prompts("render", "document", "{text}", *flags).output == "{text}\n"
+
+
+def test_the_documents_commands_run(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (ROOT / "docs" / "prompts.md").read_text()
+    versions = document.partition("## Versions")[2]
+    (tmp_path / "prompts.toml").write_text(versions.partition("```toml\n")[2].partition("```")[0])
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "minilm.gguf").symlink_to(model_path)
+    monkeypatch.chdir(tmp_path)
+    commands = versions.partition("```bash\n")[2].partition("```")[0].splitlines()
+    listed, shown, rendered = (prompts(*shlex.split(command)[2:]) for command in commands)
+    assert [line.split()[0] for line in listed.output.splitlines()] == [
+        "prompt",
+        "document",
+        "query@1",
+        "query@2",
+        "from",
+    ]
+    assert "query@production" in shown.output
+    assert rendered.output == "find: Where is Paris?\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Prompts: the published ones, a user's own, and what is said of a wrong one."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -303,9 +304,12 @@ def other_names(model: ModelPrompts, name: str) -> str:
     return ", ".join(f"`{alias}`" for alias, target in model.aliases.items() if target == name)
 
 
-def test_the_program_in_the_document_runs() -> None:
+def test_the_programs_in_the_document_run() -> None:
     document = (ROOT / "docs" / "prompts.md").read_text()
-    exec(document.partition("```python\n")[2].partition("```")[0], {})
+    programs = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        exec(program, {})
 
 
 def test_the_file_in_the_document_is_read(tmp_path: Path) -> None:

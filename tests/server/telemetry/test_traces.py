@@ -67,6 +67,13 @@ def test_times_are_those_of_the_request(traced: Server, collector: Collector) ->
         assert taken / MS == pytest.approx(float(answer.headers[f"x-{header}-time"]), abs=0.06)  # it has one decimal
 
 
+def test_a_span_names_the_prompt(traced: Server, collector: Collector) -> None:
+    answer, trace_id = post(traced, "/embed", {"inputs": "red", "prompt_name": "query"})
+    told = attributes_of(collector.trace(trace_id)[0])
+    name, sha256 = told["embellama.prompt"], told["embellama.prompt.sha256"]
+    assert (name, f"{name}; sha256={sha256}") == ("query", answer.headers["x-embellama-prompt"])
+
+
 def test_a_span_says_what_was_asked(traced: Server, collector: Collector) -> None:
     body = {"model": "other", "input": ["green red", "green blue"], "encoding_format": "base64", "dimensions": 8}
     answer, trace_id = post(traced, "/v1/embeddings", body, **{"x-request-id": "said"})
