@@ -28,6 +28,7 @@ from embellama.gguf.loading import load_weights
 from embellama.info import ModelInfo
 from embellama.jobs import Jobs
 from embellama.pool import Pool
+from embellama.text.prompt_versions import PromptVersions
 from embellama.tuning import tuned
 
 logger = logging.getLogger("embellama.registry")
@@ -76,6 +77,7 @@ class ModelRegistry:
         self._entries: dict[str, _Entry] = {}
         self._clock = itertools.count(1)
         self._closed = False
+        self._prompt_versions = PromptVersions()  # changed while loading is locked
         if max_model_bytes is not None and not (isinstance(max_model_bytes, int) and max_model_bytes > 0):
             raise ConfigError(f"max_model_bytes is {max_model_bytes!r}; it must be a number of bytes, or None")
         self._max_model_bytes = max_model_bytes
@@ -172,6 +174,13 @@ class ModelRegistry:
         if self._max_model_bytes is not None:
             self._make_room(entry, self._max_model_bytes)
         loaded = _Loaded.of(entry.config)
+        assert loaded.model
+        try:
+            self._prompt_versions.check(name, loaded.model.jobs.prompts)
+        except ConfigError:
+            loaded.model.close()
+            raise
+        self._prompt_versions.note(name, loaded.model.jobs.prompts)
         with self._lock:
             wanted = not self._closed and (is_new or self._entries.get(name) is entry)
             gone = entry.put(loaded) if wanted else loaded.model
@@ -181,7 +190,6 @@ class ModelRegistry:
             gone.close()
         if not wanted:
             raise Unavailable("the engine is closed") if self._closed else ModelNotFound(name, self.names)
-        assert loaded.model
         return loaded.model
 
     def _make_room(self, entry: "_Entry", max_bytes: int) -> None:

@@ -105,6 +105,11 @@ class Prompts:
                 raise PromptError(name, f"has versions: name one of {', '.join(versions)}") from None
             raise PromptError(name, f"is not one of this model's: {', '.join(self.names)}") from None
 
+    def changes(self, later: "Prompts") -> list[str]:
+        """Return the names that mean another content in `later`, or are in one of the two alone."""
+        was, now = ({name: each[name].identity for name in each.names} for each in (self, later))
+        return [name for name in {**was, **now} if was.get(name) != now.get(name)]
+
     def apply(self, name: str, texts: Iterable[Any], fields: Mapping[str, str] | None = None) -> list[Any]:
         """Write a prompt around each text.
 

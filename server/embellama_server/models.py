@@ -126,6 +126,8 @@ def reread_prompts(state: ServerState, models: Iterable[ServedModel]) -> None:
     by_file.pop("", None)
     for file, its_models in by_file.items():
         try:
+            if Path(file).is_fifo():  # nobody may be writing into it
+                raise ConfigError(f"{file}: a pipe cannot be read again")
             found = [(model, model.jobs.prompts_now()) for model in its_models]
             for model, prompts in found:
                 state.prompt_versions.check(model.info.name, prompts)
@@ -134,8 +136,8 @@ def reread_prompts(state: ServerState, models: Iterable[ServedModel]) -> None:
             continue
         for model, prompts in found:
             state.serve(model.with_prompts(prompts))
-        names = ", ".join(repr(model.info.name) for model in its_models)
-        logger.info("the prompts of %s were read from %s", names, file)
+            changes = ", ".join(model.jobs.prompts.changes(prompts)) or "nothing"
+            logger.info("the prompts of %r were read from %s; %s changed", model.info.name, file, changes)
 
 
 class ModelChanges:

@@ -17,11 +17,11 @@ from embellama.batch import Rows
 from embellama.errors import EmbeddingFailed, ModelNotFound, Overloaded, Unavailable
 from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
+from embellama.text.prompt_versions import PromptVersions
 from embellama.text.prompts import Prompts
 from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.problems import NotAllowed
-from embellama_server.prompt_versions import PromptVersions
 from embellama_server.telemetry.metrics import Metrics
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher, retry_after_s

@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 import pytest
 from embellama_server.models import ModelChanges
-from embellama_server.prompt_versions import PromptVersions
 from embellama_server.state import ServerState
 from numpy.typing import NDArray
 
 from embellama.errors import ConfigError
 from embellama.text.prompt import Prompt
+from embellama.text.prompt_versions import PromptVersions
 from embellama.text.prompts import Prompts
 from tests.conftest import Server, running_server, wait_until
 from tests.known import assert_alike, engine_of
@@ -249,5 +249,5 @@ async def test_a_model_is_not_swapped_for_one_whose_versions_say_something_else(
     os.link(model.config.model_path, tmp_path / "tiny.gguf")
     config = msgspec.structs.replace(state.config, models_dir=str(tmp_path))
     changes = ModelChanges(ServerState(config, [state.model(None)], state.metrics))
-    with pytest.raises(ConfigError, match="prompt 'topic@1' of 'tiny' may not change while the server runs"):
+    with pytest.raises(ConfigError, match="prompt 'topic@1' of 'tiny' may not change once it was offered"):
         await changes.load("tiny", {"path": "tiny.gguf", "prompts_file": "prompts.toml"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embellama import EmptyInput, InputError, InvalidText
-from embellama.errors import PromptError
+from embellama.errors import ConfigError, PromptError
 from tests.conftest import TinyModel
 from tests.known import TEXT, assert_alike, engine_of
 
@@ -87,3 +87,19 @@ def test_errors_of_prompted_texts_name_the_caller_s(tiny: TinyModel) -> None:
             engine.embed_query(None, ["red", ""])
         with pytest.raises(InvalidText, match="text 1 is int, not str"):
             engine.embed_query(None, ["red", 3])  # type: ignore[list-item]
+
+
+FILE = '[[models]]\nmatch = ["tiny"]\naliases.query = "query@1"\n[models.prompts]\n"query@1" = "one {text}"\n'
+
+
+def test_a_version_keeps_its_content_when_a_model_is_loaded_again(tiny: TinyModel, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.toml"
+    path.write_text(FILE)
+    with engine_of(tiny("bert-mean"), prompts_file=str(path)) as engine:
+        path.write_text(FILE.replace("one", "two"))
+        with pytest.raises(ConfigError, match=r"prompt 'query@1' of 'tiny' may not change .* was [0-9a-f]{64} and is"):
+            engine.reload_model("tiny")
+        assert_alike(engine.embed_query(None, "red"), engine.embed(None, "one red"))
+        path.write_text(FILE.replace("query@1", "query@2").replace("one", "two"))
+        engine.reload_model("tiny")
+        assert_alike(engine.embed_query(None, "red"), engine.embed(None, "two red"))

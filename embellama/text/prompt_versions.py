@@ -1,8 +1,8 @@
 """`PromptVersions`: the content of each version of a prompt that was offered, so that it is never another one's.
 
-a model is served ── note ──► PromptVersions ◄── check ── prompts that were read again, or of a model that is loaded
+a model is loaded, or served ── note ──► PromptVersions ◄── check ── prompts of the same model that were read again
 
-What is remembered ends with the server.
+What is remembered ends with the engine, or the server.
 """
 
 from embellama.errors import ConfigError
@@ -10,7 +10,7 @@ from embellama.text.prompts import Prompts
 
 
 class PromptVersions:
-    """The hash of each version, for each model's name; used on the event loop."""
+    """The hash of each version, for each model's name; used by one thread at a time."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], str] = {}
@@ -25,10 +25,10 @@ class PromptVersions:
             known = self._known.get((model, prompt.name), prompt.sha256)
             if prompt.is_version and known != prompt.sha256:
                 raise ConfigError(
-                    f"{prompts.file}: prompt {prompt.name!r} of {model!r} may not change while the server runs: "
-                    f"its sha256 was {known} and is {prompt.sha256}; give what has changed a version of its own"
+                    f"{prompts.file}: prompt {prompt.name!r} of {model!r} may not change once it was offered: its "
+                    f"sha256 was {known} and is {prompt.sha256}; give what has changed a version of its own"
                 )
 
     def note(self, model: str, prompts: Prompts) -> None:
-        """Remember versions that requests may name from now on."""
+        """Remember versions that may be asked for from now on."""
         self._known |= {(model, prompt.name): prompt.sha256 for prompt in prompts.prompts if prompt.is_version}
