@@ -106,7 +106,8 @@ class EmbeddingEngine:
 
         Raises:
             ModelNotFound: No model of that name is known.
-            ConfigError: The new file alone is larger than `max_model_bytes`; the old model stays.
+            ConfigError: The new file alone is larger than `max_model_bytes`, or a prompt's version has another
+                content than it had; the old model stays.
             ModelLoadError: The file cannot be loaded; the old model stays, unless it made room.
         """
         check_may_wait()
