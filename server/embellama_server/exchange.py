@@ -44,6 +44,8 @@ class Exchange:
         accept: The content types that the client accepts, in lower case; those of several headers as one list.
         asked_model: The model's name as the client wrote it, once it was read.
         model: Name of the model that was asked for; empty until it is known.
+        prompt: Its prompt, once it is known; empty for none.
+        prompt_hash: SHA-256 of that prompt; empty for none.
         dimensions: Length of the vectors that were asked for; 0 if none were, or until it is known.
         formats: How the client asked for vectors to be written, once it was read.
         n_characters: Characters of all texts.
@@ -74,6 +76,7 @@ class Exchange:
                 self._id = value
         self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
         self.asked_model = self.model = ""
+        self.prompt = self.prompt_hash = ""
         self.dimensions = 0
         self.formats: tuple[str, ...] = ()
         self.n_characters = self.n_texts = self.n_tokens = self.n_truncated = 0
@@ -151,6 +154,8 @@ class Exchange:
             error=self._error,
             asked_model=self.asked_model,
             model=self.model,
+            prompt=self.prompt,
+            prompt_hash=self.prompt_hash,
             dimensions=self.dimensions,
             formats=self.formats,
             n_texts=self.n_texts,

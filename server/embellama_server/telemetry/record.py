@@ -51,6 +51,8 @@ class RequestRecord(NamedTuple):
     error: The code of the error it was answered with, if any.
     asked_model: The model's name as the client wrote it; empty where it wrote none, or was not read.
     model: Name of the model; empty if there was none.
+    prompt: Its prompt as ``name@version``, or its name where it has no versions; empty for none.
+    prompt_hash: SHA-256 of what the prompt writes around texts, in hexadecimal digits; empty for none.
     dimensions: Length of the vectors it is answered with; 0 where it asks for none.
     formats: How the client asked for vectors to be written; empty where it did not say.
     n_texts: Texts, once they are tokens.
@@ -67,6 +69,8 @@ class RequestRecord(NamedTuple):
     error: str
     asked_model: str
     model: str
+    prompt: str
+    prompt_hash: str
     dimensions: int
     formats: tuple[str, ...]
     n_texts: int
