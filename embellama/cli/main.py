@@ -15,6 +15,7 @@ from embellama.cli.keys import keys
 from embellama.cli.output import Group, check_output
 from embellama.cli.schema import schema
 from embellama.cli.search import search
+from embellama.cli.stats import stats
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -24,5 +25,5 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, bulk, search, dedupe, classify, compare, inspect, devices, bench, keys, schema):
+for command in (embed, bulk, search, dedupe, classify, compare, inspect, devices, bench, stats, keys, schema):
     main.add_command(command)
