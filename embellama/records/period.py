@@ -71,12 +71,14 @@ class _Time(msgspec.Struct):
 def covered(files: Iterable[Path], period: Period) -> Period:
     """Return the part of a period that files of a request log have lines of; the period itself if they have none.
 
-    Lines are in the order of their times, so the first and the last one of each file are looked at.
+    A file's lines are about in the order of their times, so its first and last ones are looked at.
     """
-    times = [time for path in files for time in _ends(path)]
-    if not times or max(times) < period.since or min(times) >= period.until:
-        return period
-    return Period(max(period.since, min(times)), min(period.until, max(times) + datetime.timedelta(milliseconds=1)))
+    found = [
+        (max(period.since, min(times)), min(period.until, max(times) + datetime.timedelta(milliseconds=1)))
+        for path in files
+        if (times := _ends(path)) and max(times) >= period.since and min(times) < period.until
+    ]
+    return Period(min(since for since, _ in found), max(until for _, until in found)) if found else period
 
 
 def _ends(path: Path) -> list[datetime.datetime]:

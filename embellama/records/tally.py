@@ -92,21 +92,22 @@ def tally(folder: str, period: Period, by: str = "", n_slots: int = 1) -> Tally:
     Raises:
         ConfigError: The folder is none of a request log, or cannot be read; or DuckDB is missing.
     """
+    assert by in ("", *GROUPINGS)
     try:
         files = log_files(Path(folder))
         if not files:
             raise ConfigError(f"{folder} has no files of a request log, such as requests-2026-11-27-….jsonl")
         paths = [path for day, path in files if period.since.date() <= day <= period.until.date()]
-        period = covered(paths, period)
+        has_lines = covered(paths, period)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}") from None
     if not paths:
         return Tally(period, [], 0)
-    counted = _counted(folder, paths, period, by, n_slots)
+    counted = _counted(folder, paths, period, by, _slot(has_lines, n_slots))
     readable = ~np.ma.getmaskarray(counted["name"])
     n_unreadable = int(counted["n"][~readable].sum())
     columns = {name: np.asarray(column[readable]) for name, column in counted.items()}
-    return Tally(period, _groups(columns, n_slots), n_unreadable)
+    return Tally(has_lines, _groups(columns, n_slots) if len(columns["n"]) else [], n_unreadable)
 
 
 _SQL = """
@@ -137,18 +138,15 @@ _COLUMNS = {"v": "BIGINT", "time": "TIMESTAMP", "status": "SMALLINT", "error": "
 _COLUMNS |= dict.fromkeys(("n_retries", "n_texts", "n_tokens", "n_cached_tokens", "n_truncated"), "INTEGER")
 
 
-def _counted(folder: str, paths: Sequence[Path], period: Period, by: str, n_slots: int) -> dict[str, Any]:
+def _counted(folder: str, paths: Sequence[Path], period: Period, by: str, slot: str) -> dict[str, Any]:
     """Have DuckDB count; return its columns as arrays, `name` masked where lines could not be read."""
     since, until = (each.replace(tzinfo=None) for each in period)
     columns = {**_COLUMNS, **({by: "VARCHAR"} if by and by != "status" else {})}
-    part_us = max(1, round(period.seconds * 1e6 / n_slots))
-    # Lines that come meanwhile are after the end.
-    slot = f"least((epoch_us(time) - epoch_us(TIMESTAMP '{since}')) // {part_us}, {n_slots - 1})"
     sql = _SQL.format(
         version=VERSION,
         columns=", ".join(f"{name}: '{kind}'" for name, kind in columns.items()),
         name=f"coalesce(CAST({by} AS VARCHAR), '')" if by else "''",
-        slot=slot if n_slots > 1 else "0",
+        slot=slot,
         gone=CLIENT_GONE,
         least=LEAST_MS,
         bucket=BUCKET,
@@ -166,21 +164,33 @@ def _counted(folder: str, paths: Sequence[Path], period: Period, by: str, n_slot
     return found
 
 
+def _slot(period: Period, n_slots: int) -> str:
+    """Write in SQL which part of a period a line is in; one that is a little before or after it is in the nearest."""
+    if n_slots == 1:
+        return "0"
+    part_us = max(1, round(period.seconds * 1e6 / n_slots))
+    since_us = round(period.since.timestamp() * 1e6)
+    return f"greatest(0, least({n_slots - 1}, (epoch_us(time) - {since_us}) // {part_us}))"
+
+
 def _literal(paths: Sequence[Path]) -> list[str]:
     """Write paths so that DuckDB finds no patterns in them."""
     return ["".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path)) for path in paths]
 
 
 def _groups(columns: dict[str, Any], n_slots: int) -> list[Group]:
-    names, places = np.unique(columns["name"].astype(str), return_inverse=True)
-    good = columns["error"].astype(str) == ""
+    columns["name"], columns["error"] = columns["name"].astype(str), columns["error"].astype(str)
+    order = np.argsort(columns["name"], kind="stable")
+    columns = {key: column[order] for key, column in columns.items()}
+    names, starts = np.unique(columns["name"], return_index=True)
+    good = columns["error"] == ""
     buckets = np.unique(columns["bucket"][good])
     place = np.searchsorted(buckets, columns["bucket"][good])
     bucket_ms = np.bincount(place, columns["total_ms"][good]) / np.bincount(place, columns["n"][good])
     groups = []
-    for i, name in enumerate(names):
-        rows = {key: column[places == i] for key, column in columns.items()}
-        groups.append(_group(str(name), rows, good[places == i], buckets, bucket_ms, n_slots))
+    for name, start, end in zip(names.tolist(), starts, [*starts[1:], len(good)], strict=True):
+        rows = {key: column[start:end] for key, column in columns.items()}
+        groups.append(_group(name, rows, good[start:end], buckets, bucket_ms, n_slots))
     return sorted(groups, key=lambda group: (-int(group.n.sum()), group.name))
 
 
@@ -199,7 +209,7 @@ def _group(
 
     histogram = np.zeros((n_slots, len(buckets)), np.int64)
     np.add.at(histogram, (slot[good], np.searchsorted(buckets, rows["bucket"][good])), rows["n"][good])
-    codes, code_of = np.unique(rows["error"][~good].astype(str), return_inverse=True)
+    codes, code_of = np.unique(rows["error"][~good], return_inverse=True)
     n_errors = np.bincount(code_of, rows["n"][~good], len(codes)).astype(int).tolist()
     everything = np.ones_like(good)
     return Group(

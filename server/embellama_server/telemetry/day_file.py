@@ -14,6 +14,7 @@ class DayFile:
         self._folder, self._process = folder, process
         self._path: Path | None = None
         self._descriptor = -1
+        self._n_bytes = 0  # of whole lines
 
     def append(self, day: str, lines: bytes) -> None:
         """Append lines to the file of a day, such as ``2026-11-27``.
@@ -22,14 +23,16 @@ class DayFile:
             OSError: They cannot be written; then none of them is in the file.
         """
         self._open(self._folder / file_name(day, self._process))
-        before = os.fstat(self._descriptor).st_size
+        self._mend()
         left = memoryview(lines)
         try:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError:
-            os.ftruncate(self._descriptor, before)
+            with contextlib.suppress(OSError):  # then before the next lines
+                self._mend()
             raise
+        self._n_bytes += len(lines)
 
     def close(self) -> None:
         """Close it as it is."""
@@ -45,4 +48,9 @@ class DayFile:
         self.close()
         self._folder.mkdir(0o700, parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._path = path
+        self._path, self._n_bytes = path, os.fstat(self._descriptor).st_size
+
+    def _mend(self) -> None:
+        """Cut off what there is of lines that could not be written whole; nobody else writes to the file."""
+        if os.fstat(self._descriptor).st_size > self._n_bytes:
+            os.ftruncate(self._descriptor, self._n_bytes)
