@@ -48,7 +48,9 @@ def stats(
     for line in comparison_table(found) if isinstance(found, Comparison) else table(found):
         write_line(line)
     if found.unreadable_lines:
-        click.echo(f"{found.unreadable_lines} lines are torn, or are no lines of a request log; left out", err=True)
+        click.echo(
+            f"lines that are torn, or are none of a request log, were left out: {found.unreadable_lines}", err=True
+        )
 
 
 def _stats(folder: str, days: float, by: str, chart_path: str | None) -> Stats:

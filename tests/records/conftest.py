@@ -10,7 +10,7 @@ import msgspec
 from embellama.records.line import VERSION, RequestLine, file_name
 
 # A day that every test asks for; all its lines are of that day.
-DAY = "2026-11-20"
+DAY = "2025-03-20"
 MIDNIGHT = datetime.datetime.fromisoformat(f"{DAY}T00:00:00+00:00")
 
 
@@ -18,7 +18,7 @@ def line(seconds: float = 0.0, total_ms: float = 1.0, status: int = 200, **field
     """Make a line of so many seconds after midnight."""
     time = MIDNIGHT + datetime.timedelta(milliseconds=round(1000 * seconds))
     told = {"id": "1", "path": "/v1/embeddings", "model": "minilm", "n_texts": 1, "n_tokens": 5, **fields}
-    phases = dict.fromkeys(("tokenization_ms", "queue_ms", "inference_ms", "encoding_ms"), 0.0)
+    phases: dict[str, Any] = dict.fromkeys(("tokenization_ms", "queue_ms", "inference_ms", "encoding_ms"), 0.0)
     written = time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return RequestLine(v=VERSION, time=written, status=status, total_ms=total_ms, **phases, **told)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from embellama.errors import ConfigError
 from embellama.records import compare as module
@@ -56,13 +57,13 @@ def test_what_differs_is_told_from_noise(tmp_path: Path) -> None:
 def test_periods_are_compared(tmp_path: Path) -> None:
     write_log(tmp_path, traffic(3, "minilm", failing=0.02))
     later = [
-        msgspec.structs.replace(each, time=f"2026-11-21{each.time[10:]}") for each in traffic(4, "minilm", failing=0.1)
+        msgspec.structs.replace(each, time=f"2025-03-21{each.time[10:]}") for each in traffic(4, "minilm", failing=0.1)
     ]
-    write_log(tmp_path, later, day="2026-11-21")
-    found = compare(str(tmp_path), DAY, "2026-11-21")
+    write_log(tmp_path, later, day="2025-03-21")
+    found = compare(str(tmp_path), DAY, "2025-03-21")
     assert verdicts(found)["success_rate"] == "differs"
     assert verdicts(found)["p50_ms"] == "noise"
-    assert (found.a.name, found.b.name, found.a.requests, found.b.requests) == (DAY, "2026-11-21", 3000, 3000)
+    assert (found.a.name, found.b.name, found.a.requests, found.b.requests) == (DAY, "2025-03-21", 3000, 3000)
 
 
 def counts(random: np.random.Generator, n: int) -> Group:
@@ -79,9 +80,10 @@ def counts(random: np.random.Generator, n: int) -> Group:
     return Group("", per_slot + bad, zero, per_slot, per_slot, tokens, cached, zero, total, histogram, ms, {})
 
 
-def _weights(load: float) -> np.ndarray:
+def _weights(load: float) -> NDArray[np.float64]:
     weights = np.exp(-((np.linspace(0, 6, 200) - 3 - 0.3 * load) ** 2))
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def test_twins_seldom_differ() -> None:
@@ -120,11 +122,11 @@ def test_sides_without_success_have_no_latency(tmp_path: Path) -> None:
     [
         ("minilm", "other", AGO, "other: there are no requests of it from"),
         ("minilm", "other", 0.001, "minilm: there are no requests of it from"),
-        (DAY, "2026-11-25", None, "2026-11-25: there are no requests of it$"),
+        (DAY, "2025-03-25", None, "2025-03-25: there are no requests of it$"),
         (DAY, "minilm", None, "give two models, or two periods"),
         ("minilm", "minilm", None, "compared with itself"),
-        (DAY, "2026-11-21", 3, "days is 3, but 2026-11-20 and 2026-11-21 are periods"),
-        ("2026-02-30", "2026-11-21", None, "2026-02-30: there is no such day"),
+        (DAY, "2025-03-21", 3, "days is 3, but 2025-03-20 and 2025-03-21 are periods"),
+        ("2026-02-30", "2025-03-21", None, "2026-02-30: there is no such day"),
         ("2026-11-05..2026-11-01", DAY, None, "the first day comes after the last"),
     ],
 )
