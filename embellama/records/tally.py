@@ -114,7 +114,7 @@ _SQL = """
 WITH lines AS (
     SELECT *, coalesce(v = {version} AND time IS NOT NULL AND status IS NOT NULL AND total_ms >= 0
                        AND isfinite(total_ms), false) AS ok, status BETWEEN 200 AND 299 AS good
-    FROM read_json(?, columns = {{{columns}}}, format = 'newline_delimited', ignore_errors = true, compression = 'none')
+    FROM read_json(?, columns = {{{columns}}}, format = 'newline_delimited', ignore_errors = true)
 )
 SELECT
     CASE WHEN ok THEN {name} END AS name,
