@@ -151,8 +151,7 @@ class EmbeddingRoute:
             del body  # the texts are in the request now
             request.model = scope.get("path_params", {}).get("model", request.model)
             exchange.asked_model, exchange.formats = request.model or "", request.formats
-            if exchange.keeps_texts:
-                exchange.texts = request.inputs
+            exchange.parsed(request.inputs)
             watch = cancel_when_gone(scope, receive)
             model = self._state.model(request.model, exchange.allowed_models)
             with model.requests:

@@ -22,6 +22,7 @@ from embellama_server.problems import Problem
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ALLOWED_MODELS, ServedModel, ServerState
 from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS, access_fields
+from embellama_server.telemetry.log_lines import HASHED_TEXTS
 from embellama_server.telemetry.record import RequestRecord, Timeline
 
 # An id that a client gives its request comes back to it; other requests get a new one.
@@ -61,9 +62,6 @@ class Exchange:
         caller: Who asks.
         allowed_models: Names of the only models that may be used; none for all.
         sending: Whether the reply has begun.
-        keeps_texts: Whether `texts` are wanted, for the request log.
-        texts: Texts, or lists of token ids, as they were sent; empty unless they are wanted. The bytes of the body stay
-            counted until the request is over, so these are counted, too.
     """
 
     def __init__(self, state: ServerState, operation: str, path: str, scope: Scope, send: Send):
@@ -96,8 +94,15 @@ class Exchange:
         self.caller: Caller = scope.get(CALLER, ANYONE)
         self.allowed_models: Collection[str] = scope.get(ALLOWED_MODELS, ())
         self.sending = False
-        self.keeps_texts = state.request_log is not None
-        self.texts: Sequence[str | Sequence[int]] = ()
+        self._texts: Sequence[str | Sequence[int]] = ()
+
+    def parsed(self, texts: Sequence[str | Sequence[int]]) -> None:
+        """Keep the first texts, or lists of token ids, if there is a request log that wants hashes of them.
+
+        The bytes of the body stay counted until the request is over, so these are counted, too.
+        """
+        if self._request_log:
+            self._texts = texts[:HASHED_TEXTS]
 
     def tokenized(self, job: Job[Any]) -> None:
         """Note that the texts are tokens now."""
@@ -180,7 +185,7 @@ class Exchange:
             n_tokens=self.n_tokens,
             n_truncated=self.n_truncated,
             n_cached_tokens=self.times.cached_tokens,
-            texts=self.texts,
+            texts=self._texts,
             times=self._timeline(),
         )
 

@@ -55,7 +55,6 @@ class LineWriter:
 
     def _line(self, record: RequestRecord, when: str) -> RequestLine:
         tokenization, queue, inference, encoding, total = (round(1000 * each, 3) for each in record.times.seconds)
-        texts = record.texts[:HASHED_TEXTS]
         return RequestLine(
             v=VERSION,
             time=when,
@@ -79,8 +78,8 @@ class LineWriter:
             n_tokens=record.n_tokens,
             n_cached_tokens=record.n_cached_tokens,
             n_truncated=record.n_truncated,
-            hashes=[self._hash(text) for text in texts],
-            texts=_beginnings(texts) if self._with_texts else [],
+            hashes=[self._hash(text) for text in record.texts],
+            texts=_beginnings(record.texts) if self._with_texts else [],
         )
 
     def _written(self, seconds: float) -> str:

@@ -64,7 +64,7 @@ class RequestRecord(NamedTuple):
     n_tokens: Tokens of all texts.
     n_truncated: Texts of which tokens were left out.
     n_cached_tokens: Tokens of texts whose rows were not computed for it.
-    texts: Its texts, or lists of token ids, as they were sent; empty unless there is a request log.
+    texts: Its first texts, or lists of token ids, as they were sent; empty unless there is a request log.
     times: When it came to each point of its way.
     """
 

@@ -39,7 +39,7 @@ FLUSH_S = 0.25
 # requests a second they last for 5 s of a disk that does not answer.
 QUEUED = 10_000
 
-# Characters of their texts. Texts beyond that are not kept for their hashes; the line is.
+# Characters of their texts. Texts beyond that are not kept, and their line has no hashes.
 QUEUED_CHARACTERS = 16_000_000
 
 # Lines that are made together, in about 0.5 ms: meanwhile the event loop waits.
@@ -107,7 +107,7 @@ class RequestLog(Collector):
         """Write what is queued, for `CLOSE_S` at most."""
         self._closing.set()
         self._thread.join(CLOSE_S)
-        if n_left := len(self._queue) + sum(lines.n for lines in self._unwritten):
+        if n_left := len(self._queue) + sum(lines.n for lines in list(self._unwritten)):
             logger.error("the last %d requests are not in the request log", n_left)
 
     def collect(self) -> Iterable[Metric]:

@@ -108,10 +108,10 @@ def test_texts_are_hashes_unless_asked_for(new_log: NewLog, tmp_path: Path) -> N
 
 def test_what_a_line_has_of_texts_is_bounded(new_log: NewLog, tmp_path: Path) -> None:
     log = new_log(with_texts=True)
-    log.add(record(texts=["x" * 5000] * 1000, n_texts=1000))
+    log.add(record(texts=["x" * 5000] * HASHED_TEXTS))
     log.close()
     [line] = lines_of(tmp_path / "log")
-    assert (line.n_texts, len(line.hashes)) == (1000, HASHED_TEXTS)
+    assert len(line.hashes) == HASHED_TEXTS
     assert line.texts == ["x" * TEXT_CHARACTERS] * (ALL_CHARACTERS // TEXT_CHARACTERS)
 
 
@@ -324,6 +324,16 @@ def test_a_request_beyond_a_keys_limit_has_a_line_with_its_name(logged: tuple[Se
     answers = [httpx.post(f"{server.url}/v1/embeddings", json=BODY, headers=headers) for _ in range(2)]
     line = line_of(folder, answers[1].headers["x-request-id"])
     assert (line.status, line.error, line.key) == (429, "rate_limit_exceeded", "bob")
+
+
+@pytest.mark.server
+def test_the_first_texts_of_many_are_hashed(logged: tuple[Server, Path], keys: Keys) -> None:
+    server, folder = logged
+    body = {"model": "tiny", "input": ["red", "blue"] * 100}
+    answer = httpx.post(f"{server.url}/v1/embeddings", json=body, headers={"api-key": keys["alice"]})
+    line = line_of(folder, answer.headers["x-request-id"])
+    assert line.n_texts == 200
+    assert line.hashes == [TextHash(folder)(text) for text in ("red", "blue")] * (HASHED_TEXTS // 2)
 
 
 @pytest.mark.server
