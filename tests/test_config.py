@@ -133,7 +133,7 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
     }
     value |= {"log_format": "json", "access_log": "true", "limits_without_redis": "closed", "open_metrics": "true"}
     value |= {"cached_token_price": "0.5", "otlp_endpoint": "http://a:4318", "otlp_sample_ratio": "0.5"}
-    value |= {"root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
+    value |= {"log_texts": "true", "root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
     beside = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other
     if other := NEEDS.get(field):
         beside[variable(flags(ServerConfig)[other])] = value.get(other, "5")

@@ -16,6 +16,7 @@ from embellama.cli.output import Group, check_output
 from embellama.cli.prompts import prompts
 from embellama.cli.schema import schema
 from embellama.cli.search import search
+from embellama.cli.stats import stats
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -25,5 +26,7 @@ def main() -> None:
     check_output()  # before work whose result could not be printed
 
 
-for command in (embed, bulk, search, dedupe, classify, compare, inspect, prompts, devices, bench, keys, schema):
+COMMANDS = (embed, bulk, search, dedupe, classify, compare, inspect, prompts, devices, bench, stats, keys, schema)
+
+for command in COMMANDS:
     main.add_command(command)

@@ -151,6 +151,7 @@ class EmbeddingRoute:
             del body  # the texts are in the request now
             request.model = scope.get("path_params", {}).get("model", request.model)
             exchange.asked_model, exchange.formats = request.model or "", request.formats
+            exchange.parsed(request.inputs)
             watch = cancel_when_gone(scope, receive)
             model = self._state.model(request.model, exchange.allowed_models)
             with model.requests:
@@ -180,7 +181,8 @@ class EmbeddingRoute:
     async def _compute(
         self, model: ServedModel, request: ParsedRequest, deadline: float, held: HeldBytes, exchange: Exchange
     ) -> Reply | None:
-        exchange.model, exchange.n_characters = model.info.name, request.n_characters
+        exchange.model, exchange.weights_sha256 = model.info.name, model.weights_sha256
+        exchange.n_characters = request.n_characters
         if self._dialect.operation == EMBEDDINGS:
             exchange.dimensions = request.options.dimensions or model.info.dim
         job = await self._job(model, request, exchange.n_characters, deadline)

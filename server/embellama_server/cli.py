@@ -31,7 +31,7 @@ SECTIONS = {
     "Batches": ("data_dir", "data_bytes"),
     "Keys": ("keys_file", "cached_token_price", "limits_without_redis", "open_metrics"),
     "Workers": ("worker_timeout_ms", "max_worker_memory", "drain_timeout_ms"),
-    "Log": ("log_level", "log_format", "access_log"),
+    "Log": ("log_level", "log_format", "access_log", "request_log", "request_log_days", "log_texts"),
     "Traces": ("otlp_endpoint", "otlp_sample_ratio"),
 }
 

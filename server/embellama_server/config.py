@@ -35,6 +35,8 @@ NEEDS = {
     "limits_without_redis": "keys_file",
     "data_bytes": "data_dir",
     "otlp_sample_ratio": "otlp_endpoint",
+    "request_log_days": "request_log",
+    "log_texts": "request_log",
 }
 
 
@@ -130,6 +132,17 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
     ] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="How a line of the log is written.")] = "text"
     access_log: Annotated[bool, Meta(description="Log every request.")] = False
+    request_log: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^\0]*$",
+            description="Folder that gets a JSON line for each request, made if it is missing, for embellama stats.",
+        ),
+    ] = ""
+    request_log_days: Annotated[
+        int, Meta(ge=1, le=36_500, description="Days, beside the current one, that the request log is kept.")
+    ] = 30
+    log_texts: Annotated[bool, Meta(description="Write the beginnings of texts into the request log, too.")] = False
     otlp_endpoint: Annotated[
         str,
         Meta(

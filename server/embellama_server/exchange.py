@@ -10,7 +10,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,10 +23,15 @@ from embellama_server.problems import Problem
 from embellama_server.reply import Reply, ReplyContext
 from embellama_server.state import ALLOWED_MODELS, ServedModel, ServerState
 from embellama_server.telemetry.access import ACCESS_FIELDS, REFUSED_STATUS, access_fields
+from embellama_server.telemetry.log_lines import HASHED_TEXTS
 from embellama_server.telemetry.record import RequestRecord, Timeline
 
 # An id that a client gives its request comes back to it; other requests get a new one.
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+# How OpenAI's SDK, and those that are made as it is, tell how often they have sent a request before.
+RETRIES_HEADER = b"x-stainless-retry-count"
+RETRIES = re.compile(rb"\d{1,4}")
 
 _PROCESS = secrets.token_hex(8).encode()
 _numbers = itertools.count(1)
@@ -45,6 +50,7 @@ class Exchange:
         accept: The content types that the client accepts, in lower case; those of several headers as one list.
         asked_model: The model's name as the client wrote it, once it was read.
         model: Name of the model that was asked for; empty until it is known.
+        weights_sha256: Hash of that model's weights.
         prompts: Those that were written around the texts, once they are tokens.
         dimensions: Length of the vectors that were asked for; 0 if none were, or until it is known.
         formats: How the client asked for vectors to be written, once it was read.
@@ -59,7 +65,8 @@ class Exchange:
     """
 
     def __init__(self, state: ServerState, operation: str, path: str, scope: Scope, send: Send):
-        self._metrics, self._operation, self._path = state.metrics, operation, path
+        self._metrics, self._request_log = state.metrics, state.request_log
+        self._operation, self._path = operation, path
         self._scope, self._send = scope, send
         self._trace = state.tracer.begin(scope) if state.tracer else None
         self._access_fields: dict[str, Any] | None = scope.get(ACCESS_FIELDS)
@@ -68,14 +75,17 @@ class Exchange:
         self._status = 0  # no reply yet
         self._error = ""
         self._id = b""
+        self._n_retries = 0
         self.accept = ""
         for name, value in scope["headers"]:
             if name == b"accept":
                 self.accept += f",{value.decode('latin-1').lower()}"
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 self._id = value
+            elif name == RETRIES_HEADER and RETRIES.fullmatch(value):
+                self._n_retries = int(value)
         self._id = self._id or b"%s-%x" % (_PROCESS, next(_numbers))
-        self.asked_model = self.model = ""
+        self.asked_model = self.model = self.weights_sha256 = ""
         self.prompts: tuple[Prompt, ...] = ()
         self.dimensions = 0
         self.formats: tuple[str, ...] = ()
@@ -84,6 +94,15 @@ class Exchange:
         self.caller: Caller = scope.get(CALLER, ANYONE)
         self.allowed_models: Collection[str] = scope.get(ALLOWED_MODELS, ())
         self.sending = False
+        self._texts: Sequence[str | Sequence[int]] = ()
+
+    def parsed(self, texts: Sequence[str | Sequence[int]]) -> None:
+        """Keep the first texts, or lists of token ids, if there is a request log that wants hashes of them.
+
+        The bytes of the body stay counted until the request is over, so these are counted, too.
+        """
+        if self._request_log:
+            self._texts = texts[:HASHED_TEXTS]
 
     def tokenized(self, job: Job[Any]) -> None:
         """Note that the texts are tokens now."""
@@ -152,11 +171,15 @@ class Exchange:
         return RequestRecord(
             request_id=self._id.decode(),
             operation=self._operation,
+            key=self.caller.name,
+            client=client[0] if (client := self._scope.get("client")) else "",
+            n_retries=self._n_retries,
             path=self._path,
             status=self._status or self._scope.get(REFUSED_STATUS, 0),
             error=self._error,
             asked_model=self.asked_model,
             model=self.model,
+            weights_sha256=self.weights_sha256,
             prompt=", ".join(prompt.name for prompt in self.prompts),
             prompt_hash=", ".join(prompt.sha256 for prompt in self.prompts),
             dimensions=self.dimensions,
@@ -165,6 +188,7 @@ class Exchange:
             n_tokens=self.n_tokens,
             n_truncated=self.n_truncated,
             n_cached_tokens=self.times.cached_tokens,
+            texts=self._texts,
             times=self._timeline(),
         )
 
@@ -176,5 +200,7 @@ class Exchange:
         self._metrics.request(record)
         if self._trace:
             self._trace.end(record)
+        if self._request_log:
+            self._request_log.add(record)
         if self._access_fields is not None:
             self._access_fields |= access_fields(record, self._trace.trace_id if self._trace else "")

@@ -42,6 +42,7 @@ from embellama_server.protocol import Protocol
 from embellama_server.state import Charge, ServerState
 from embellama_server.telemetry.logs import set_up_logging
 from embellama_server.telemetry.metrics import Metrics
+from embellama_server.telemetry.request_log import RequestLog
 from embellama_server.tls import Certificate
 
 if TYPE_CHECKING:  # it needs the extra `otel`
@@ -74,6 +75,8 @@ def serve(config: ServerConfig) -> None:
     with contextlib.ExitStack() as stack:
         if state.tracer:
             stack.callback(state.tracer.close)
+        if state.request_log:
+            stack.callback(state.request_log.close)
         listeners = [stack.enter_context(made) for made in listen(config.host, config.port)]
         app = build_app(state, keyring, batches)
         http = _HttpServer(state, _uvicorn_config(config, app, certificate), batches)
@@ -165,7 +168,16 @@ def build(config: ServerConfig, keyring: Keyring | None = None) -> ServerState:
     charge: Charge | None = functools.partial(ChargingBackend, keyring=keyring) if keyring else None
     models = [load(model_config, metrics, charge) for model_config in config.pools()]
     check_memory(models)
-    return ServerState(config, models, metrics, charge, _tracer(config))
+    return ServerState(config, models, metrics, charge, _tracer(config), _request_log(config, metrics))
+
+
+def _request_log(config: ServerConfig, metrics: Metrics) -> RequestLog | None:
+    """Return what writes a line for each request, if there is a folder for them; raises `ConfigError`."""
+    if not config.request_log:
+        return None
+    request_log = RequestLog(Path(config.request_log), config.request_log_days, with_texts=config.log_texts)
+    metrics.add(request_log)
+    return request_log
 
 
 def _tracer(config: ServerConfig) -> "Tracer | None":

@@ -23,6 +23,7 @@ from embellama_server.config import ServerConfig
 from embellama_server.names import without_default_tag
 from embellama_server.problems import NotAllowed
 from embellama_server.telemetry.metrics import Metrics
+from embellama_server.telemetry.request_log import RequestLog
 from embellama_server.tokenizing import TokenizeThread
 from embellama_server.workers.dispatcher import Dispatcher, retry_after_s
 
@@ -149,6 +150,7 @@ class ServerState:
         charge: Has callers charged, if they are.
         prompt_versions: The content of each version of a prompt that was offered.
         tracer: Makes spans of requests, if they are to be traced.
+        request_log: Writes a line for each request of a dialect, if there is a folder for them.
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
@@ -164,13 +166,14 @@ class ServerState:
         metrics: Metrics,
         charge: Charge | None = None,
         tracer: "Tracer | None" = None,
+        request_log: RequestLog | None = None,
     ):
         self.config = config
         self.models: dict[str, ServedModel] = {}
         self.names: dict[str, ServedModel] = {}
         self.prompt_versions = PromptVersions()
         self.leaving: list[ServedModel] = []
-        self.metrics, self.charge, self.tracer = metrics, charge, tracer
+        self.metrics, self.charge, self.tracer, self.request_log = metrics, charge, tracer, request_log
         for model in models:
             self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)

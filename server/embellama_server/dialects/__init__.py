@@ -1,5 +1,6 @@
 """The dialects: OpenAI's and Azure's, Jina's and Voyage's, Cohere's, text-embeddings-inference's, Ollama's."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,18 @@ DIALECTS: list[Dialect[Any, Any]] = [
     tokens.Decode(),
     tokens.Detokenize(),
 ]
+
+_PATHS = {path: dialect for dialect in DIALECTS for path in dialect.paths}
+
+# Names of models may have slashes.
+_OPEN_PATHS = {path: re.compile(re.escape(path).replace(r"\{model\}", ".+")) for path in _PATHS if "{" in path}
+
+
+def dialect_at(path: str) -> tuple[Dialect[Any, Any], str] | None:
+    """Find the dialect of a path, and its route's path, in which the model's name is left open."""
+    if path not in _PATHS:
+        path = next((route for route, form in _OPEN_PATHS.items() if form.fullmatch(path)), path)
+    return (_PATHS[path], path) if path in _PATHS else None
 
 
 def error_outside(path: str) -> Callable[[Problem], Any]:

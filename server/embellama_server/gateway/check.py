@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embellama.backend import Caller
 from embellama.errors import ServiceError
-from embellama_server.dialects import DIALECTS
+from embellama_server.dialects import dialect_at
 from embellama_server.exchange import CALLER, Exchange
 from embellama_server.gateway.keyring import Keyring
 from embellama_server.gateway.meters import Account
@@ -29,8 +29,6 @@ OPEN_PATHS = ("/livez", "/readyz")
 
 # Paths, and all below them, that tell of the server or change it.
 ADMIN_PATHS = ("/metrics", "/docs", "/openapi.json", "/admin")
-
-_DIALECTS = {path: dialect for dialect in DIALECTS for path in dialect.paths}
 
 
 class KeyCheck:
@@ -56,6 +54,9 @@ class KeyCheck:
             await self._refuse(error, scope, receive, send)
             return
 
+        entry = account.entry
+        scope[CALLER] = Caller(entry.name, entry.share_cache)
+
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *account.headers()]
@@ -68,8 +69,6 @@ class KeyCheck:
             except (RateLimited, ServiceError) as error:
                 await self._refuse(error, scope, receive, telling)
                 return
-            entry = account.entry
-            scope[CALLER] = Caller(entry.name, entry.share_cache)
             if entry.models:
                 scope[ALLOWED_MODELS] = entry.models
             await self._app(scope, receive, telling)
@@ -92,12 +91,13 @@ class KeyCheck:
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer in the shape of the path's dialect, and count it."""
-        path = scope["path"]
-        if scope["method"] != "POST" or path not in _DIALECTS:
+        found = dialect_at(scope["path"]) if scope["method"] == "POST" else None
+        if not found:
             await pages.error_response(Request(scope), error)(scope, receive, send)
             return
+        dialect, path = found
         problem, headers = problem_of(error)
-        with Exchange(self._state, _DIALECTS[path].operation, path, scope, send) as exchange:
+        with Exchange(self._state, dialect.operation, path, scope, send) as exchange:
             exchange.failed(problem)
-            body = dumps(_DIALECTS[path].refuse(problem))
+            body = dumps(dialect.refuse(problem))
             await exchange.send(Reply(iter([body]), headers=headers, status=problem.status), [body])

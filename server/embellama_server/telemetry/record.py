@@ -1,8 +1,9 @@
-"""`RequestRecord`: what is known of a request of a dialect once it is over, for metrics, the access log and traces.
+"""`RequestRecord`: what is known of a request of a dialect once it is over, for metrics, logs and traces.
 
-Exchange ──► RequestRecord ──► Metrics.request, the access log's line, Trace.end
+Exchange ──► RequestRecord ──► Metrics.request, the access log's line, RequestLog.add, Trace.end
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 #: What a request's time is spent on, one after another, and all of it.
@@ -46,11 +47,15 @@ class RequestRecord(NamedTuple):
 
     request_id: The client's id for it, or ours.
     operation: What its dialect does: ``embeddings``, ``rerank`` and so on (`Dialect.operation`).
+    key: Name of its API key; empty without keys, or where it was not known.
+    client: Address of its client; empty if that is not known.
+    n_retries: How often the client has sent it before, as far as it says so.
     path: The path of its route, in which names of models are left open.
     status: The status of the answer; 0 for a client that hung up.
     error: The code of the error it was answered with, if any.
     asked_model: The model's name as the client wrote it; empty where it wrote none, or was not read.
     model: Name of the model; empty if there was none.
+    weights_sha256: Hash of the content of the model's files, likewise.
     prompt: The prompt written around its texts, as ``name@version``, or its name where it has no versions; empty for
         none. Documents that are ordered by cosines have two: ``query, document``.
     prompt_hash: Its SHA-256 (`Prompt.sha256`), in hexadecimal digits; empty for none, two where there are two.
@@ -60,16 +65,21 @@ class RequestRecord(NamedTuple):
     n_tokens: Tokens of all texts.
     n_truncated: Texts of which tokens were left out.
     n_cached_tokens: Tokens of texts whose rows were not computed for it.
+    texts: Its first texts, or lists of token ids, as they were sent; empty unless there is a request log.
     times: When it came to each point of its way.
     """
 
     request_id: str
     operation: str
+    key: str
+    client: str
+    n_retries: int
     path: str
     status: int
     error: str
     asked_model: str
     model: str
+    weights_sha256: str
     prompt: str
     prompt_hash: str
     dimensions: int
@@ -78,4 +88,5 @@ class RequestRecord(NamedTuple):
     n_tokens: int
     n_truncated: int
     n_cached_tokens: int
+    texts: Sequence[str | Sequence[int]]
     times: Timeline
