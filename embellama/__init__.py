@@ -32,7 +32,7 @@ from embellama.errors import (
 )
 from embellama.info import ModelInfo
 from embellama.model import EmbeddingModel
-from embellama.results import Chunks, Embeddings, Ranked, Ranking
+from embellama.results import Chunks, Embeddings, Outcomes, Ranked, Ranking
 
 __all__ = [
     "Chunks",
@@ -53,6 +53,7 @@ __all__ = [
     "ModelInfo",
     "ModelLoadError",
     "ModelNotFound",
+    "Outcomes",
     "Overloaded",
     "PromptError",
     "Ranked",

@@ -28,7 +28,7 @@ from embellama.options import (
 )
 from embellama.pool import check_may_wait
 from embellama.registry import ModelRegistry
-from embellama.results import Chunks, Embeddings, Ranking
+from embellama.results import Chunks, Embeddings, Outcomes, Ranking
 from embellama.runner import JobRunner, MakeJob, read_once
 from embellama.text.tokenizer import Tokenized
 
@@ -150,6 +150,19 @@ class EmbeddingEngine:
     ) -> Embeddings:
         """As `encode`, for asyncio. Cancelling drops what is still queued."""
         return await self._runner.arun(model, _encoding(texts, options), progress)
+
+    def encode_each(self, model: str | None, texts: Iterable[str], **options: Unpack[EmbedKeywords]) -> Outcomes:
+        """Embed texts of which some may be at fault: each of those fails by itself, and no other because of it.
+
+        Args:
+            model: The model's name, or None for the default model.
+            texts: Texts to embed.
+            **options: See `EmbedOptions`.
+
+        Raises:
+            InputError: An option is wrong; never because of a text.
+        """
+        return self._runner.run_each(model, texts, EmbedOptions(**options))
 
     def embed(self, model: str | None, text: str, **options: Unpack[EmbedKeywords]) -> Vector:
         """Embed one text; ``(dim,) float32``, of unit length unless `normalization` or `options` say otherwise."""

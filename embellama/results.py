@@ -1,10 +1,13 @@
 """Results of the engine: vectors, chunks, rankings."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from embellama.errors import EmbellamaError
 
 
 class Embeddings(NamedTuple):
@@ -20,6 +23,19 @@ class Embeddings(NamedTuple):
     vectors: NDArray[Any]
     n_tokens: NDArray[np.int32]
     n_cut: NDArray[np.int32]
+
+
+class Outcomes(NamedTuple):
+    """What came of texts of which some may be at fault.
+
+    good: Positions of the texts that have a vector, increasing, ``(n_good,) int64``.
+    embeddings: Theirs, in that order.
+    errors: Why each other text has none, by its position; an error's own `index` means nothing here.
+    """
+
+    good: NDArray[np.int64]
+    embeddings: Embeddings
+    errors: Mapping[int, EmbellamaError]
 
 
 class Chunks(NamedTuple):

@@ -13,18 +13,21 @@ import functools
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
+
+import numpy as np
 
 from embellama.backend import Progress
 from embellama.batch import Rows
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, InvalidOption
+from embellama.halves import by_halves
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.pool import Unloading, check_may_wait
 from embellama.registry import ModelRegistry
-from embellama.results import Embeddings
+from embellama.results import Embeddings, Outcomes
 
 Result = TypeVar("Result")
 
@@ -80,6 +83,38 @@ class JobRunner:
             for future in submitted:
                 future.cancel()
             raise
+
+    def run_each(self, model: str | None, texts: Iterable[str], options: EmbedOptions) -> Outcomes:
+        """Embed texts; those at fault are left out, and nobody else fails because of them."""
+        given = read_once(texts)()
+        try:
+            embeddings = self.run(model, lambda jobs: jobs.encode(given, options))
+            return Outcomes(np.arange(len(embeddings.n_tokens)), embeddings, {})
+        except (InputError, EmbeddingFailed) as error:
+            if error.index is None:
+                raise
+        listed = list(given)
+        readable = by_halves(listed, lambda part: self._read(model, part, options))
+        good = [i for i, error in enumerate(readable) if error is None]
+        errors = {i: error for i, error in enumerate(readable) if error is not None}
+        # Together, so that texts that are alike are computed together; again by halves where the model fails.
+        made = by_halves(good, lambda part: self._parts(model, [listed[i] for i in part], options))
+        errors |= {i: each for i, each in zip(good, made, strict=True) if isinstance(each, EmbellamaError)}
+        parts = [each for each in made if isinstance(each, Embeddings)]
+        if not parts:
+            parts = [self.run(model, lambda jobs: jobs.encode([], options))]
+        joined = Embeddings(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return Outcomes(np.array([i for i in good if i not in errors], np.int64), joined, errors)
+
+    def _read(self, model: str | None, texts: Sequence[str], options: EmbedOptions) -> list[None]:
+        check_may_wait()
+        self._models.get(model).jobs.encode(texts, options)
+        return [None] * len(texts)
+
+    def _parts(self, model: str | None, texts: Sequence[str], options: EmbedOptions) -> list[Embeddings]:
+        """Embed texts; return each one's vector as embeddings of one text."""
+        found = self.run(model, lambda jobs: jobs.encode(texts, options))
+        return [Embeddings(*(array[i : i + 1] for array in found)) for i in range(len(texts))]
 
     def stream(
         self, model: str | None, texts: Iterable[str], n_ahead: int, options: EmbedOptions

@@ -9,7 +9,7 @@ gives the same bytes, one part at a time is with the model: its batches then fol
 """
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,13 +23,13 @@ from embellama.bulk.rows import LateChunk
 from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, check_number
+from embellama.halves import by_halves
 from embellama.jobs import Job
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
 from embellama.text.prompt import Prompt
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # The settings of a model that its vectors depend on, down to their last digits.
@@ -191,9 +191,9 @@ class EngineBackend:
         except (InputError, EmbeddingFailed) as error:
             if error.index is None:
                 raise
-        read = _by_halves(texts, self._tokenize)
+        read = by_halves(texts, self._tokenize)
         good = [i for i, outcome in enumerate(read) if outcome is None]
-        computed = _by_halves([texts[i] for i in good], lambda part: _embedded(self._encode(part)))
+        computed = by_halves([texts[i] for i in good], lambda part: _embedded(self._encode(part)))
         outcomes = dict(zip(good, computed, strict=True))
         return [outcomes[i] if outcome is None else outcome for i, outcome in enumerate(read)]
 
@@ -206,7 +206,7 @@ class EngineBackend:
             else:
                 outcomes |= dict.fromkeys(*made)
         for group in grouped(windows):
-            for window, outcome in zip(group, _by_halves(group, lambda part: self._rows(joined(part))), strict=True):
+            for window, outcome in zip(group, by_halves(group, lambda part: self._rows(joined(part))), strict=True):
                 if isinstance(outcome, EmbellamaError):
                     outcomes |= dict.fromkeys(window.numbers, outcome)
                 else:
@@ -233,18 +233,3 @@ class EngineBackend:
 
 def _embedded(found: Embeddings) -> list[Outcome]:
     return list(map(Embedded, found.vectors, found.n_tokens.tolist(), found.n_cut.tolist()))
-
-
-def _by_halves(
-    texts: Sequence[Item], attempt: Callable[[Sequence[Item]], Sequence[Result]]
-) -> list[Result | EmbellamaError]:
-    """Attempt texts together, and where one is at fault each half by itself, until it is alone."""
-    try:
-        return list(attempt(texts)) if texts else []
-    except (InputError, EmbeddingFailed) as error:
-        if error.index is None:
-            raise
-        if len(texts) == 1:
-            return [error]
-        half = len(texts) // 2
-        return _by_halves(texts[:half], attempt) + _by_halves(texts[half:], attempt)

@@ -1,4 +1,4 @@
-"""Packages of the extra `bulk`, imported when they are needed."""
+"""Packages of the extra `bulk`, or of another, imported when they are needed."""
 
 import importlib
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from embellama.errors import ConfigError
 
 
-def extra(name: str, what: str) -> Any:
+def extra(name: str, what: str, of: str = "bulk") -> Any:
     """Import a package; raise `ConfigError` that says how to install it, and what for."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{what} need the package {name}: pip install 'embellama[bulk]' ({error})") from error
+        raise ConfigError(f"{what} need the package {name}: pip install 'embellama[{of}]' ({error})") from error
 
 
 def arrow() -> Any:

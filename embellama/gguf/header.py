@@ -7,6 +7,7 @@ Read by ggml's own functions (`gguf.h`), which refuse a malformed file where loa
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import stat
@@ -47,8 +48,6 @@ class Header:
         files: Tensor names with the file that has their numbers: of a model in several files, one of its parts.
         offsets: Tensor names with where their numbers begin, in bytes from the beginning of that file.
         n_bytes: Size of all tensors.
-        repeated_token: A token that is in the vocabulary twice, or None.
-        byte_tokens: Whether tokens of its vocabulary stand for single bytes.
     """
 
     def __init__(self, path: str):
@@ -73,8 +72,6 @@ class Header:
                 if ggml("gguf_get_kv_type", ctypes.c_int, file, i) == _ARRAY:
                     self.arrays.add(key)
             self._add_tensors(path, file)
-            self.repeated_token = _repeated(file)
-            self.byte_tokens = _has_byte_tokens(file)
         for part in self._other_parts():
             with _opened(part) as file:
                 self._add_tensors(part, file)
@@ -108,6 +105,19 @@ class Header:
             if not Path(part).exists():
                 raise ModelLoadError(self.path, f"part {number} of {n_parts} is missing: {part}")
         return parts[1:]
+
+    # Read when asked for: going through a vocabulary takes longer than all the rest.
+    @functools.cached_property
+    def repeated_token(self) -> str | None:
+        """A token that is in the vocabulary twice, or None."""
+        with _opened(self.path) as file:
+            return _repeated(file)
+
+    @functools.cached_property
+    def byte_tokens(self) -> bool:
+        """Whether tokens of its vocabulary stand for single bytes."""
+        with _opened(self.path) as file:
+            return _has_byte_tokens(file)
 
     @property
     def architecture(self) -> str:

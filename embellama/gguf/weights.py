@@ -70,11 +70,9 @@ class Weights:
         self.header = Header(self.path)
         self.pooling = pooling_of(self.header, config.pooling)
         self.n_ctx_train: int = self.header.count("context_length") or 0
-        self.dim: int = self.header.count("embedding_length_out") or self.header.count("embedding_length") or 0
-        if not self.n_ctx_train or not self.dim:
-            raise ModelLoadError(self.path, "it does not say its context length or embedding length")
-        if self.pooling == "rank":
-            self.dim = self.header.get("classifier.output_labels", 1)
+        if not self.n_ctx_train:
+            raise ModelLoadError(self.path, "it does not say its context length")
+        self.dim = dim_of(self.header, self.pooling)
         check_header(self.header)
         if not self.header.tensors and not vocab_only:
             raise ModelLoadError(self.path, "it has a vocabulary, but no weights")
@@ -129,6 +127,18 @@ def pooling_of(header: Header, wanted: str) -> Pooling:
     if pooling == "rank" and not has_head(header):
         raise ModelLoadError(header.path, "pooling is rank, but it has no classification head (cls tensors)")
     return pooling
+
+
+def dim_of(header: Header, pooling: Pooling) -> int:
+    """Return the length of an embedding, or the number of a reranker's scores for a pair.
+
+    Raises:
+        ModelLoadError: The file does not say.
+    """
+    dim = header.count("embedding_length_out") or header.count("embedding_length") or 0
+    if not dim:
+        raise ModelLoadError(header.path, "it does not say its embedding length")
+    return int(header.get("classifier.output_labels", 1)) if pooling == "rank" else dim
 
 
 def has_head(header: Header) -> bool:

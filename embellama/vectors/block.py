@@ -72,11 +72,14 @@ def block_rows(dim: int) -> int:
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * dim)))
 
 
-def blocks_of(rows: NDArray[Any], *, n_rows: int | None = None, name: str = "rows") -> Iterator[Block]:
+def blocks_of(
+    rows: NDArray[Any], *, indices: Numbers | None = None, n_rows: int | None = None, name: str = "rows"
+) -> Iterator[Block]:
     """Cut rows that are in memory into blocks.
 
     Args:
-        rows: ``(n, dim)``, floats; each is called by its position.
+        rows: ``(n, dim)``, numbers.
+        indices: What each is called, ``(n,)``; by default its position.
         n_rows: Rows of a block; by default what `block_rows` says.
         name: What they are called in errors.
 
@@ -87,4 +90,5 @@ def blocks_of(rows: NDArray[Any], *, n_rows: int | None = None, name: str = "row
     for start in range(0, len(rows), step):
         part = np.asarray(rows[start : start + step], np.float32)
         places = np.arange(start, start + len(part))
-        yield Block.checked(places, [None] * len(part), places, part, name)
+        called = places if indices is None else indices[start : start + step]
+        yield Block.checked(called, [None] * len(part), places, part, name)
