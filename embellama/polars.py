@@ -11,8 +11,6 @@ when the first slice comes, and closed at its end. docs/frames.md shows all of i
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
-import pyarrow as pa
-
 try:
     import polars as pl
 except ImportError as missing:
@@ -22,6 +20,7 @@ from embellama.errors import EmbellamaError, InputError, InvalidOption
 from embellama.frames import measures, remote
 from embellama.frames.asked import AskedVectors
 from embellama.frames.embedding import ColumnEmbedder, OnError, plain
+from embellama.frames.lists import nulls
 from embellama.frames.models import Model, model_of
 from embellama.frames.numbers import vectors_of
 from embellama.frames.tokens import TOKENS, ColumnTokenizer
@@ -162,7 +161,7 @@ def near_duplicates(frame: pl.DataFrame | pl.LazyFrame, column: str, *, threshol
         InputError: The column has no vectors, or `threshold` is out of its range.
     """
     rows = frame.lazy().select(column).collect().get_column(column)
-    return pl.DataFrame(measures.duplicates(rows.to_arrow(), column, threshold))
+    return pl.DataFrame(measures.duplicates(_arrow(rows), column, threshold))
 
 
 class _Mapped:
@@ -173,7 +172,7 @@ class _Mapped:
 
     def __call__(self, series: pl.Series) -> pl.Series:
         try:
-            return pl.Series(series.name, self._made(series.to_arrow(), series.name))
+            return pl.Series(series.name, self._made(_arrow(series), series.name))
         except EmbellamaError as error:
             raise plain(error) from error
 
@@ -195,7 +194,7 @@ class _MappedPairs:
         self._measure = measure
 
     def __call__(self, series: Sequence[pl.Series]) -> pl.Series:
-        arrays, names = [each.to_arrow() for each in series], [each.name for each in series]
+        arrays, names = [_arrow(each) for each in series], [each.name for each in series]
         return pl.Series(names[0], measures.compared_pairs(self._measure, arrays, names))
 
 
@@ -206,12 +205,20 @@ class _Typed:
         self._type_of = type_of
 
     def __call__(self, series: pl.Series) -> pl.Series:
-        dtype = _polars_type(self._type_of(series.to_arrow().type))
-        return pl.Series(series.name, [None] * len(series), dtype=dtype)
+        return pl.Series(series.name, nulls(self._type_of(series.to_arrow().type), len(series)))
+
+
+def _arrow(series: pl.Series) -> Any:
+    """Return a column as an Arrow array.
+
+    Vectors as lists, which share the numbers: of a slice with nulls, Polars 1.33 to 1.35 export a fixed-size list
+    that lacks its last items, and Arrow ends the process over it.
+    """
+    return (series.arr.to_list() if isinstance(series.dtype, pl.Array) else series).to_arrow()
 
 
 def _polars_type(type: Any) -> pl.DataType:
-    return pl.Series(pa.array([], type)).dtype
+    return pl.Series(nulls(type, 0)).dtype
 
 
 def _may_be_several(expr: pl.Expr) -> bool:

@@ -52,3 +52,8 @@ def mask_of(valid: NDArray[np.bool_]) -> Any:
 def one_array(column: Any) -> Any:
     """Return an Arrow array of a column that may be in chunks."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def nulls(type: Any, n_rows: int) -> Any:
+    """Return an Arrow array of a type that has only nulls."""
+    return pa.nulls(n_rows, type)

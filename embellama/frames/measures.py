@@ -106,7 +106,7 @@ def matches(column: Any, name: str, asked: AskedVectors, k: int) -> Any:
 def duplicates(column: Any, name: str, threshold: float) -> Any:
     """Find the rows that are much like an earlier one: an Arrow table of `DUPLICATE`, by their order."""
     read = VectorRows.of(column, name)
-    kept = ReadAgain(lambda places: read.rows[places], read.rows.shape[1])
+    kept = ReadAgain(lambda places: read.rows[places], max(1, read.rows.shape[1]))
     parts: list[tuple[NDArray[Any], ...]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     with contextlib.closing(kept):
         for found in near_duplicates(_blocks(read, name), threshold, kept):

@@ -1,0 +1,79 @@
+"""Columns of pandas, PyArrow and Polars, without expressions."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from embellama import EmbeddingEngine, InputError
+from embellama.frames import embed
+from tests.conftest import ROOT, run
+
+TEXTS = ["red", None, "green", "red"]
+
+
+def rows(found: Any) -> list[Any]:
+    return [None if row is None else [*row] for row in found]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series("text", TEXTS),
+        pd.Series(TEXTS, index=[4, 5, 6, 7], name="text"),
+        pd.Series(TEXTS, dtype=pd.ArrowDtype(pa.string())),
+        pd.Series(TEXTS, dtype="category"),
+        pa.array(TEXTS),
+        pa.array(TEXTS, pa.string_view()),
+        pa.array(["x", *TEXTS])[1:].dictionary_encode(),
+        pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
+    ],
+    ids=["polars", "pandas", "pandas of Arrow", "pandas of categories", "array", "view", "dictionary", "chunks"],
+)
+def test_a_column_comes_back_as_what_it_was(tiny_engine: EmbeddingEngine, column: Any) -> None:
+    found = embed(column, tiny_engine)
+    vectors = tiny_engine.embed_batch(None, ["red", "green"])
+    if isinstance(column, pd.Series):
+        assert isinstance(found, pd.Series)
+        assert found.index.equals(column.index)
+        assert found.name == column.name
+        given = found.array.__arrow_array__().to_pylist()
+    else:
+        assert isinstance(found, type(column) if isinstance(column, pl.Series | pa.ChunkedArray) else pa.Array)
+        given = found.to_list() if isinstance(column, pl.Series) else found.to_pylist()
+    for row, expected in zip(given, [vectors[0], None, vectors[1], vectors[0]], strict=True):
+        assert (row is None) == (expected is None)
+        if row is not None:
+            np.testing.assert_allclose(row, expected, atol=2e-4)
+
+
+def test_lists_and_structs_come_in_any_column(tiny_engine: EmbeddingEngine) -> None:
+    lists = embed(pa.array([["red", None], None, []]), tiny_engine, as_struct=True).to_pylist()
+    assert [each["n_tokens"] for each in lists[0] if each] == [3]
+    assert lists[1:] == [None, []]
+    structs = pd.Series([{"a": "red"}, {"a": "green"}], dtype=pd.ArrowDtype(pa.struct([("a", pa.string())])))
+    assert len(embed(structs, tiny_engine, template="{a} {a}", dtype="int8").iloc[0]) == 32
+
+
+@pytest.mark.parametrize("column", [["red"], "red", 3, np.array(["red"]), pl.DataFrame({"a": ["red"]})])
+def test_what_is_no_column_is_refused(tiny_engine: EmbeddingEngine, column: Any) -> None:
+    with pytest.raises(InputError, match="no column of Polars, pandas or PyArrow"):
+        embed(column, tiny_engine)
+
+
+@pytest.mark.parametrize(("missing", "module"), [("pyarrow", "frames"), ("pyarrow", "polars"), ("polars", "polars")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(missing: str, module: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import embellama.{module}"
+    result = run(sys.executable, "-c", code, cwd=ROOT)
+    assert result.returncode == 1
+    assert "pip install 'embellama[polars]'" in result.stderr.splitlines()[-1]
+
+
+def test_importing_embellama_imports_no_dataframes() -> None:
+    code = "import sys, embellama; print({'polars', 'pyarrow', 'narwhals', 'pandas'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"
