@@ -4,7 +4,8 @@ EmbeddingEngine ──► JobRunner: makes a Job of the texts, has its rows comp
                        │
                     ModelRegistry: loads and unloads the models
 
-Every method that embeds or ranks, but for `embed_stream`, has an awaitable twin whose name begins with `a`.
+Every method that embeds or ranks, but for `embed_stream` and `encode_each`, has an awaitable twin whose name begins
+with `a`.
 """
 
 from collections.abc import Iterable, Iterator

@@ -44,7 +44,7 @@ def test_the_readmes_embed_command_runs() -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("document", ["library", "outputs"])
+@pytest.mark.parametrize("document", ["frames", "library", "outputs"])
 def test_a_documents_examples_run(document: str) -> None:
     text = (ROOT / "docs" / f"{document}.md").read_text()
     program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))

@@ -7,8 +7,8 @@ import polars as pl
 
 from tests.conftest import ROOT, run
 
-# 80,000 vectors of 384 numbers are 123 MB.
-FEW, MANY = 20_000, 80_000
+# 160,000 vectors of 384 numbers are 246 MB.
+FEW, MANY = 20_000, 160_000
 
 PROGRAM = """
 import resource, sys
@@ -38,6 +38,5 @@ def rss(folder: Path, n_rows: int, model_path: str) -> int:
 
 def test_a_frame_larger_than_its_share_of_memory_streams(model_path: str, tmp_path: Path) -> None:
     few, many = rss(tmp_path, FEW, model_path), rss(tmp_path, MANY, model_path)
-    vectors = MANY * 384 * 4
-    print(few / 1e6, many / 1e6)
-    assert many - few < 0.3 * vectors
+    # What is on its way differs from run to run, by some 50 MB.
+    assert many - few < (MANY - FEW) * 384 * 4 / 2

@@ -22,7 +22,7 @@ from tests.tiny import POISON, WORDS
 DIM = 32
 
 # A text's neighbours in a batch change its last digits.
-CLOSE = {"atol": 2e-4}
+CLOSE = 2e-4
 
 TEXTS = st.lists(st.sampled_from([word for word in WORDS if word != POISON]), min_size=1, max_size=5).map(" ".join)
 COLUMNS = st.lists(st.none() | TEXTS, max_size=12)
@@ -69,7 +69,7 @@ def chunked(texts: list[str | None]) -> pl.DataFrame:
 
 def expected(engine: EmbeddingEngine, texts: list[str | None], **options: Any) -> list[Any]:
     given = [text for text in texts if text]
-    rows = iter(engine.embed_batch(None, given, **options) if given else [])
+    rows: Iterator[Any] = iter(engine.embed_batch(None, given, **options) if given else [])
     return [next(rows) if text else None for text in texts]
 
 
@@ -77,7 +77,7 @@ def check_same(found: pl.Series, rows: list[Any]) -> None:
     assert [each is None for each in found.to_list()] == [row is None for row in rows]
     for each, row in zip(found.to_list(), rows, strict=True):
         if row is not None:
-            np.testing.assert_allclose(np.array(each, np.float64), row.astype(np.float64), **CLOSE)
+            np.testing.assert_allclose(np.array(each, np.float64), row.astype(np.float64), atol=CLOSE)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -411,7 +411,7 @@ def test_top_k_finds_what_comparing_all_finds(vectors: list[list[float] | None],
         assert found.dtype == pl.List(pl.Struct({"row": pl.UInt32, "score": pl.Float32}))
         assert len(found) == len(queries)
         for query, matches in zip(queries, found.to_list(), strict=True):
-            scores = {i: similar(vector, query, "cosine") for i, vector in enumerate(vectors) if vector}
+            scores = {i: float(cosine(np.array(vector), np.array(query))) for i, vector in enumerate(vectors) if vector}
             assert [match["score"] for match in matches] == pytest.approx(
                 sorted(scores.values(), reverse=True)[:2], abs=1e-5
             )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -34,8 +35,9 @@ def test_a_servers_vectors_are_those_of_its_model(tiny_server: Server, tiny_engi
     frame = pl.LazyFrame({"text": ["red", None, "green", "red"]})
     schema = frame.select(expr(tiny_server, dimensions=8)).collect_schema()
     assert schema["text"] == pl.Array(pl.Float32, 8)
-    for engine in ("in-memory", "streaming"):
-        found = frame.select(expr(tiny_server, dimensions=8)).collect(engine=engine)["text"].to_list()  # type: ignore[call-overload]
+    engines: tuple[Literal["in-memory", "streaming"], ...] = ("in-memory", "streaming")
+    for engine in engines:
+        found = frame.select(expr(tiny_server, dimensions=8)).collect(engine=engine)["text"].to_list()
         rows = tiny_engine.embed_batch(None, ["red", "green"], dimensions=8)
         assert found[1] is None
         np.testing.assert_allclose([found[i] for i in (0, 2, 3)], rows[[0, 1, 0]], atol=1e-3)
@@ -72,7 +74,7 @@ def test_what_servers_cannot_do_is_refused(tiny_server: Server) -> None:
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
-    with pytest.raises(Unavailable, match="127.0.0.1"):
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         embed(pl.Series(["red"]), remote(f"http://127.0.0.1:{free_port()}", "tiny", retry_s=0))
 
 

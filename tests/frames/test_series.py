@@ -45,7 +45,7 @@ def test_a_column_comes_back_as_what_it_was(tiny_engine: EmbeddingEngine, column
         given = found.array.__arrow_array__().to_pylist()
     else:
         assert isinstance(found, type(column) if isinstance(column, pl.Series | pa.ChunkedArray) else pa.Array)
-        given = found.to_list() if isinstance(column, pl.Series) else found.to_pylist()
+        given = (found.to_arrow() if isinstance(found, pl.Series) else found).to_pylist()
     for row, expected in zip(given, [vectors[0], None, vectors[1], vectors[0]], strict=True):
         assert (row is None) == (expected is None)
         if row is not None:
@@ -53,7 +53,8 @@ def test_a_column_comes_back_as_what_it_was(tiny_engine: EmbeddingEngine, column
 
 
 def test_lists_and_structs_come_in_any_column(tiny_engine: EmbeddingEngine) -> None:
-    lists = embed(pa.array([["red", None], None, []]), tiny_engine, as_struct=True).to_pylist()
+    given: Any = pa.array([["red", None], None, []])
+    lists = embed(given, tiny_engine, as_struct=True).to_pylist()
     assert [each["n_tokens"] for each in lists[0] if each] == [3]
     assert lists[1:] == [None, []]
     structs = pd.Series([{"a": "red"}, {"a": "green"}], dtype=pd.ArrowDtype(pa.struct([("a", pa.string())])))
