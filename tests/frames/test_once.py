@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import embellama.polars  # noqa: F401
-from embellama import EmptyInput
+from embellama import EmptyInput, ModelError
 from embellama.frames import embedding
-from embellama.frames.models import Found
+from embellama.frames.models import EngineModel, Found
 from embellama.frames.open_texts import OpenTexts
+from embellama.options import EmbedOptions
 
 
 def embed(column: str, model: Any, **options: Any) -> pl.Expr:
@@ -99,3 +101,12 @@ def test_a_slice_computes_what_another_one_failed_with() -> None:
             first.result()
         assert second.result().vectors.tolist() == [[3]]
     assert table.find(["bbb"], computer.at_once).vectors.tolist() == [[3]]
+
+
+def test_vectors_of_another_length_than_was_told_are_an_error(tiny_engine: Any) -> None:
+    class Replaced(EngineModel):
+        def dim(self, options: EmbedOptions) -> int:
+            return 16
+
+    with pytest.raises(ModelError, match="the model gave vectors of 32 numbers, not of 16: it was changed"):
+        embedding.ColumnEmbedder(Replaced(tiny_engine)).embed(pa.array(["red"]), "text")
