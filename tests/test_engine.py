@@ -131,6 +131,26 @@ def test_a_vector_that_is_no_number_fails_its_text_alone(tiny_engine: EmbeddingE
     assert caught.value.index == 2
 
 
+def test_texts_at_fault_fail_by_themselves(tiny_engine: EmbeddingEngine) -> None:
+    texts = ["red", "", "poison", "green", "one " * 70, "blue poison", "blue"]
+    good, embeddings, errors = tiny_engine.encode_each("tiny", iter(texts), dimensions=8)
+    assert good.tolist() == [0, 3, 6]
+    expected = tiny_engine.embed_batch("tiny", [texts[i] for i in good], dimensions=8)
+    np.testing.assert_allclose(embeddings.vectors, expected, atol=1e-3)
+    assert embeddings.n_tokens.tolist() == [3, 3, 3]
+    assert {i: type(error) for i, error in errors.items()} == {
+        1: EmptyInput,
+        2: EmbeddingFailed,
+        4: TextTooLong,
+        5: EmbeddingFailed,
+    }
+    for texts in ([], ["", "poison"]):
+        good, embeddings, errors = tiny_engine.encode_each("tiny", texts)
+        assert (good.tolist(), embeddings.vectors.shape, [*errors]) == ([], (0, 32), [*range(len(texts))])
+    with pytest.raises(InputError, match="dimensions is 33"):
+        tiny_engine.encode_each("tiny", [""], dimensions=33)
+
+
 async def test_a_failing_request_leaves_others_in_its_batch_alone(tiny_engine: EmbeddingEngine) -> None:
     calls = [tiny_engine.aembed("tiny", "poison" if i % 5 == 0 else "red") for i in range(40)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
