@@ -205,6 +205,14 @@ def model_of(model: Model) -> FrameModel:
     return FileModel(msgspec.structs.replace(config, **paths))
 
 
+def _engine(config: EngineConfig) -> EmbeddingEngine:
+    if engines.in_fork:
+        # A batch on several threads would wait for ever: GNU OpenMP, which llama.cpp computes with, believes that the
+        # parent's threads are here.
+        config = msgspec.structs.replace(config, n_threads=1)
+    return EmbeddingEngine(config)
+
+
 def _client(key: tuple[RemoteConfig, bytes]) -> Any:
     for name in ("httpx", "tenacity", "aiolimiter"):
         extra(name, "other servers")
@@ -222,5 +230,5 @@ def _check_gives_vectors(name: str, pooling: str) -> None:
 
 
 #: The engines and clients of this process.
-engines: Shared[EngineConfig, EmbeddingEngine] = Shared(EmbeddingEngine)
+engines: Shared[EngineConfig, EmbeddingEngine] = Shared(_engine)
 clients: Shared[tuple[RemoteConfig, bytes], Any] = Shared(_client)

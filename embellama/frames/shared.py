@@ -30,7 +30,11 @@ Thing = TypeVar("Thing", bound=Closable)
 
 
 class Shared(Generic[Key, Thing]):
-    """Things by their keys, for use from any thread and in forks."""
+    """Things by their keys, for use from any thread and in forks.
+
+    Attributes:
+        in_fork: Whether this process is a fork of the one that made this.
+    """
 
     def __init__(self, make: Callable[[Key], Thing]):
         """Prepare to make things with `make`."""
@@ -39,6 +43,7 @@ class Shared(Generic[Key, Thing]):
         self._inherited: list[dict[Key, Thing]] = []
         self._lock = threading.Lock()  # held while a thing is made
         self._closed = False
+        self.in_fork = False
         _all.add(self)
 
     def get(self, key: Key) -> Thing:
@@ -67,6 +72,7 @@ class Shared(Generic[Key, Thing]):
 
     def after_fork(self) -> None:
         """Begin anew. What was inherited is kept: to free it is not the fork's business."""
+        self.in_fork = True
         self._inherited.append(self._things)
         self._things = {}
         self._lock = threading.Lock()  # another thread of the parent may have held it
