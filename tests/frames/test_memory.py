@@ -1,5 +1,6 @@
 """Memory does not grow with a frame that streams from file to file."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def rss(folder: Path, n_rows: int, model_path: str) -> int:
     # By a small process: Linux counts the memory of its parent as its own.
     watch = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
     command = [sys.executable, "-c", watch, sys.executable, "-c", PROGRAM]
-    result = run(*command, source, output, model_path, cwd=ROOT)
+    # As many slices are on their way as there are threads.
+    result = run(*command, source, output, model_path, cwd=ROOT, env={**os.environ, "POLARS_MAX_THREADS": "2"})
     assert result.returncode == 0, result.stderr
     assert pl.scan_parquet(output).select(pl.len()).collect().item() == n_rows
     return int(result.stdout)
