@@ -197,17 +197,6 @@ class ColumnEmbedder:
         fields = [self.type.field(i) for i in range(self.type.num_fields)]
         return pa.StructArray.from_arrays([vectors, *counts, told], fields=fields, mask=mask_of(given))
 
-    def _named(self, error: EmbellamaError, item: int, n_items: int, name: str, lists: Lists | None) -> EmbellamaError:
-        """Return an error of a text as one that names column and row."""
-        where = f"row {item} of {n_items}"
-        if lists:
-            row, position = lists.place(item)
-            where = f"row {row} of {len(lists.ends)}, item {position}"
-        kind = next(
-            (kind for kind in (InputError, ModelError, ServiceError) if isinstance(error, kind)), EmbellamaError
-        )
-        return kind(f"column {name!r}, {where}: {problem_of(error).message}")
-
 
 def _scatter(part: Found, places: NDArray[np.int64], of: NDArray[np.int64], rows: _Rows) -> None:
     """Write what was found of texts to their rows, `places`; `of` tells the text of each."""
