@@ -158,6 +158,8 @@ def _counted(folder: str, paths: Sequence[Path], period: Period, by: str, slot: 
         config |= {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         try:
             with duckdb.connect(config=config) as connection:
+                # Its bar would be drawn among what is printed.
+                connection.execute("SET enable_progress_bar = false")
                 found: dict[str, Any] = connection.execute(sql, [_literal(paths), since, until]).fetchnumpy()
         except duckdb.Error as error:
             raise ConfigError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error
