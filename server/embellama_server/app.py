@@ -40,7 +40,7 @@ from embellama_server.reading import ClientGone, cancel_when_gone, check_encodin
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ServedModel, ServerState, SubmittedJob
 from embellama_server.telemetry.access import AccessLog
-from embellama_server.web import admin, docs, ollama, openapi, pages
+from embellama_server.web import admin, docs, ollama, openapi, page, pages
 
 logger = logging.getLogger("embellama.app")
 
@@ -98,6 +98,7 @@ def build_app(state: ServerState, keyring: Keyring | None = None, batches: Batch
     starlette = Starlette(
         routes=[
             *admin.routes(state),
+            *page.routes(state),
             *pages.routes(state),
             *ollama.routes(state),
             # Names of models may have slashes.

@@ -1,0 +1,1 @@
+export default (section) => ({ show() {}, hide() {} });
