@@ -14,7 +14,7 @@ from starlette.routing import Route
 from embellama_server.dialects import DIALECTS
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
-from embellama_server.web import html, openapi
+from embellama_server.web import html, live, openapi
 
 Schema = dict[str, Any]
 
@@ -46,7 +46,7 @@ class PostSection(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What the page says of an operation other than POST; only what GET reads, without a parameter, is a link."""
+    """What the page says of an operation other than POST; a link if GET reads it to an end, without a parameter."""
 
     method: str
     path: str
@@ -78,7 +78,7 @@ def page(model: str, root_path: str = "", has_page: bool = True) -> str:
             same.setdefault(str(operation), []).append(path)
         for method in ("get", "post", "put", "delete"):
             if method in operations and not (method == "post" and path in dialect_paths):
-                is_link = method == "get" and "{" not in path
+                is_link = method == "get" and "{" not in path and path != live.EVENTS  # which never ends
                 lines.append(Line(method.upper(), path, operations[method]["summary"], is_link))
     posts = [_section(model, paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
     return html.render(
