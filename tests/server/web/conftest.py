@@ -8,12 +8,27 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.conftest import Server
+from embellama.advice.kept import keep
+from tests.advice.sample import REPORT
+from tests.conftest import Server, running_server
 from tests.programs import program
 
 LOOKS = [(width, scheme) for width in (390, 1440) for scheme in ("light", "dark")]
 
 OpenPage = Callable[..., contextlib.AbstractContextManager[Page]]
+
+
+@pytest.fixture(scope="session")
+def shown(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of two workers below a path, on a machine where bench was run."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        keep(REPORT)
+        with running_server(
+            folder / "log", "--model-path", tiny_path, "--workers", "2", "--root-path", "/a/b"
+        ) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,20 @@ export function bytes(value) {
   return `${number(value / 1000 ** i, i > 2 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][i]}`;
 }
 
+// A bar beside a number that says the same, filled to a share of 0 to 1.
+export const bar = (share) => h("progress.bar", { max: 1, value: share, "aria-hidden": "true" });
+
+// Make `old` what `next` is and keep what is the same in it, so that focus and selection stay.
+export function patch(old, next) {
+  if (old.nodeName !== next.nodeName) return old.replaceWith(next);
+  if (old.nodeType === Node.TEXT_NODE) return old.data !== next.data && (old.data = next.data);
+  for (const { name, value } of next.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const { name } of [...old.attributes]) if (!next.hasAttribute(name)) old.removeAttribute(name);
+  const [has, wants] = [[...old.childNodes], [...next.childNodes]];
+  wants.forEach((child, i) => (i < has.length ? patch(has[i], child) : old.append(child)));
+  for (const child of has.slice(wants.length)) child.remove();
+}
+
 // A table of cells; columns whose head is written as "name#" hold numbers.
 export function table(caption, heads, rows) {
   const cls = heads.map((head) => (head.endsWith("#") ? ".n" : ""));

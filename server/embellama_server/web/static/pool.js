@@ -1,1 +1,132 @@
-export default (section) => ({ show() {}, hide() {} });
+// The pool, live: charts of the last ten minutes, models with their workers, queue and cache, the last errors.
+
+import { chart } from "./chart.js";
+import { bar, bytes, errorNote, events, h, ms, number, patch, table } from "./lib.js";
+
+const SECONDS = 600;
+const STATUS = { ok: "ok", starting: "warn", degraded: "warn", unavailable: "bad" };
+const STAGE = { ready: "ok", starting: "warn", retired: "warn", stopping: "warn", gone: "bad" };
+const rounded = (value) => number(value, value < 10 ? 1 : 0);
+
+export default function pool(section) {
+  const find = (name) => section.querySelector(`[data-${name}]`);
+  const charts = {
+    requests: chart("Requests per second", "a second", [{ cls: "a" }], number),
+    texts: chart("Texts per second", "a second", [{ cls: "a" }], number),
+    latency: chart("Latency of good requests", "p50",
+      [{ name: "p50", cls: "a" }, { name: "p95", cls: "b" }, { name: "p99", cls: "c" }], ms),
+  };
+  for (const [name, { node }] of Object.entries(charts)) {
+    section.querySelector(`[data-chart=${name}]`).append(node);
+  }
+  const minutes = find("minutes").parentElement;
+  let [seconds, cards, pids, stopped] = [[], {}, {}, null];
+
+  function draw() {
+    const at = (i) => seconds.map((second) => second[3]?.[i] ?? null);
+    charts.requests.update([seconds.map(([requests]) => requests)]);
+    charts.texts.update([seconds.map((second) => second[2])]);
+    charts.latency.update([at(0), at(1), at(2)]);
+    if (minutes.open) drawMinutes();
+  }
+
+  function drawMinutes() {
+    const rows = [];
+    for (let ago = 0; ago < SECONDS / 60; ago++) {
+      const part = seconds.slice(SECONDS - 60 * (ago + 1), SECONDS - 60 * ago);
+      const mean = (i) => rounded(part.reduce((sum, second) => sum + second[i], 0) / 60);
+      const worst = (i) => ms(part.reduce((most, { 3: at }) => (at && at[i] > most ? at[i] : most), null));
+      rows.push([ago ? `${ago} min ago` : "this minute", mean(0), mean(2), mean(1), worst(0), worst(1), worst(2)]);
+    }
+    const heads = ["when", "requests/s#", "texts/s#", "errors/s#", "p50 at most#", "p95#", "p99#"];
+    find("minutes").replaceChildren(table("Each minute's mean, and its slowest second", heads, rows));
+  }
+  minutes.addEventListener("toggle", () => minutes.open && seconds.length && drawMinutes());
+
+  // Say who died and who came, for those who do not look; from one event to the next.
+  function tellNews(model) {
+    for (const { place, pid, stage } of model.workers) {
+      const known = `${model.name} ${place}`;
+      const before = pids[known];
+      if (before && before !== pid) {
+        const next = pid ? `process ${pid} took its place` : "it is started again";
+        find("news").textContent = `${new Date().toLocaleTimeString()}: worker ${place} of ${model.name}, process ${before}, is gone; ${next}.`;
+      }
+      pids[known] = pid || (stage === "gone" ? 0 : before);
+    }
+  }
+
+  function drawModel(model) {
+    const { queue } = model;
+    const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+    const [some, alone] = model.n_threads;
+    const next = h("article.card", {},
+      h("h2", {}, model.name),
+      h("dl.facts", {},
+        fact("Status", h(`span.state.${STATUS[model.status]}`, {}, model.status)),
+        fact("Format", model.format), fact("Dimensions", model.dimensions), fact("Context", `${number(model.n_ctx)} tokens`),
+        fact("Computed with", model.compute), fact("Threads", some === alone ? some : `${some}, alone ${alone}`),
+        fact("Open", `${number(model.n_open)} requests`),
+        fact("Waiting", `${number(queue.requests)} requests, ${number(queue.tokens)} tokens, ${
+          queue.seconds == null ? "–" : rounded(queue.seconds)} s`)),
+      model.trouble && h("p.note.bad", {}, model.trouble),
+      table(`Workers of ${model.name}`, ["worker", "state", "process#", "busy#", "memory#", "resident#", "restarts#"],
+        model.workers.map((worker) => [
+          String(worker.place),
+          h(`span.state.${STAGE[worker.stage]}`, {}, worker.stage === "ready" && worker.is_computing ? "busy" : worker.stage),
+          String(worker.pid || "–"), [`${number(100 * worker.busy)} %`, bar(worker.busy)], bytes(worker.memory), bytes(worker.resident), number(worker.n_restarts),
+        ])),
+      model.cache.length && table(`Cache of ${model.name}`, ["cache layer", "hits#", "misses#", "hit rate#", "bytes#", "trouble"],
+        model.cache.map((layer) => {
+          const asked = layer.n_hits + layer.n_misses;
+          const rate = asked ? `${number((100 * layer.n_hits) / asked)} %` : "–";
+          return [layer.name, number(layer.n_hits), number(layer.n_misses), rate, bytes(layer.n_bytes), layer.trouble || "none"];
+        })));
+    if (cards[model.name]) patch(cards[model.name], next);
+    else cards[model.name] = next;
+  }
+
+  function drawErrors(errors) {
+    find("errors").replaceChildren(errors.length
+      ? table("Last errors", ["time", "status#", "code", "path", "model", "request id"],
+          errors.reverse().map((error) => [
+            new Date(1000 * error.time).toLocaleTimeString(), String(error.status), error.code,
+            h("code", {}, error.path), error.model || "–", h("code", {}, error.request_id),
+          ]))
+      : h("p.muted", {}, "None."));
+  }
+
+  function onEvent(name, event) {
+    if (name === "past") seconds = [...Array(SECONDS).fill([0, 0, 0, null]), ...event.seconds].slice(-SECONDS);
+    else {
+      seconds = [...seconds, ...event.seconds].slice(-SECONDS);
+      draw();
+      const names = event.models.map((model) => model.name);
+      cards = Object.fromEntries(Object.entries(cards).filter(([each]) => names.includes(each)));
+      for (const model of event.models) {
+        tellNews(model);
+        drawModel(model);
+      }
+      const nodes = Object.values(cards);
+      if (nodes.some((node) => !node.isConnected) || find("models").childElementCount !== nodes.length) {
+        find("models").replaceChildren(...nodes);
+      }
+      const sum = (field) => event.models.reduce((total, model) => total + model[field], 0);
+      const told = `${sum("n_ready")} of ${sum("n_workers")} workers ready, ${names.length} ${names.length > 1 ? "models" : "model"}`;
+      if (find("summary").textContent !== told) find("summary").textContent = told;
+    }
+    if (event.errors) drawErrors(event.errors);
+  }
+
+  function onState(error) {
+    find("trouble").replaceChildren(...(error ? [errorNote(error)] : []));
+  }
+
+  return {
+    show() {
+      stopped = new AbortController();
+      events("admin/events", stopped.signal, onEvent, onState);
+    },
+    hide: () => stopped?.abort(),
+  };
+}
