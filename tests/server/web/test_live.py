@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ import httpx
 import pytest
 from embellama_server.web.live import EVENTS, MAX_STREAMS
 
-from tests.conftest import Server, wait_until
+from tests.conftest import ROOT, Server, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -124,3 +126,9 @@ def test_streams_have_a_limit_and_make_room_when_they_end(shown: Server) -> None
         wait_until(has_room, "there is room for one more")
     with events_of(shown) as events:
         next(events)
+
+
+def test_the_documents_command_runs(shown: Server) -> None:
+    [command] = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "page.md").read_text(), re.DOTALL)
+    told = subprocess.check_output(["bash", "-c", command.replace("http://127.0.0.1:8000", shown.url)], text=True)
+    assert re.fullmatch(r"event: past\ndata: \{.*\}\n\nevent: now\ndata: \{.*\}\n", told)
