@@ -31,8 +31,9 @@ def shown(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # While Playwright is there its event loop runs, and no other can: modules that use it have no asynchronous tests.
     # Without a sandbox of its own, which needs rights that root in a container has not; it opens our own page only.
     path, flags = program("chromium"), ["--no-sandbox", "--disable-dev-shm-usage"]
     with (
@@ -42,7 +43,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_page(browser: Browser) -> OpenPage:
     """Open a server's page: ``with open_page(server, "/#pool", width=390, scheme="dark") as page:``.
 

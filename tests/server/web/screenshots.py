@@ -18,7 +18,7 @@ import httpx
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks import texts
-from tests.conftest import ROOT, Server, running_server
+from tests.conftest import BIN, ROOT, Server, run, running_server
 from tests.programs import program
 
 # Larger ones make the repository heavy.
@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of requests before (default: %(default)s)")
     parser.add_argument("--only", metavar="NAME", help="one of " + ", ".join(shot.name for shot in SHOTS))
     options = parser.parse_args()
-    flags = ("--model-path", str(ROOT / "models" / "minilm.gguf"), "--workers", "2")
+    model = str(ROOT / "models" / "minilm.gguf")
+    measured = run(BIN / "embellama", "bench", model)
+    assert measured.returncode == 0, measured.stderr
+    flags = ("--model-path", model, "--workers", "2")
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "log", *flags) as server, asked(server):
         time.sleep(60 * options.minutes)
         for shot in SHOTS:

@@ -85,7 +85,8 @@ def test_a_killed_worker_and_its_successor_are_shown_and_told(shown: Server, ope
         os.kill(victim.pid, signal.SIGKILL)
         expect(page.get_by_role("cell", name=str(victim.pid), exact=True)).to_have_count(0)
         news = page.locator("[data-news]")
-        expect(news).to_contain_text(f"process {victim.pid}, is gone")
+        expect(news).to_contain_text(f"process {victim.pid} is gone")
+        expect(news).to_contain_text("took its place")
         shown.wait_ready()
         expect(page.get_by_text("2 of 2 workers ready, 1 model")).to_be_visible()
         for worker in shown.workers():

@@ -4,10 +4,10 @@ import { h, svg } from "./lib.js";
 
 const [WIDTH, HEIGHT] = [600, 100];
 
-// Round up to 1, 2 or 5 times a power of ten.
+// Round up to few digits.
 function ceiling(value) {
   const unit = 10 ** Math.floor(Math.log10(value));
-  return unit * [1, 2, 5, 10].find((step) => step * unit >= value);
+  return unit * [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * unit >= value);
 }
 
 // A path through values, with a gap where one is null; a lone one is a dot.
@@ -21,14 +21,14 @@ function path(values, y) {
   return d;
 }
 
-// lines: [{name, cls}], the first one in front. `write` makes text of a value. Gives {node, update(series)}, where series
-// are as many arrays of values, a second each, the last one now.
-export function chart(title, unit, lines, write) {
+// lines: [{name, cls}], the first one in front. `write` makes text of a value; with `log`, each power of ten is as high as
+// another. Gives {node, update(series)}, where series are as many arrays of values over ten minutes, the last one now.
+export function chart(title, unit, lines, write, log = false) {
   const grid = svg("path", { class: "grid", d: `M0 0H${WIDTH}M0 50H${WIDTH}M0 ${HEIGHT}H${WIDTH}` });
   const fill = svg("path", { class: "fill" });
   const paths = lines.map(({ cls }) => svg("path", { class: cls }));
   const mark = svg("path", { class: "grid" });
-  const [top, middle] = [h("span"), h("span")];
+  const [top, bottom] = [h("span"), h("span.low")];
   const big = h("p.big");
   const drawing = svg(
     "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
@@ -42,7 +42,7 @@ export function chart(title, unit, lines, write) {
     const [first, ...others] = series.map((values) => write(values[i]));
     const rest = others.map((value, j) => ` · ${lines[j + 1].name} ${value}`);
     big.replaceChildren(first, h("small", {}, " ", unit, rest));
-    const ago = series[0].length - 1 - i;
+    const ago = Math.round(((series[0].length - 1 - i) / series[0].length) * 600);
     when.textContent = ago ? `${Math.floor(ago / 60)}:${String(ago % 60).padStart(2, "0")} min ago` : "now";
     mark.setAttribute("d", ago ? `M${(i * WIDTH) / (series[0].length - 1)} 0V${HEIGHT}` : "");
   }
@@ -60,9 +60,19 @@ export function chart(title, unit, lines, write) {
 
   function update(given) {
     series = given;
-    const most = Math.max(...series.flat().filter((value) => value != null), 0);
-    const full = most > 0 ? ceiling(most) : 1;
-    const y = (value) => HEIGHT - (HEIGHT * value) / full;
+    const all = series.flat().filter((value) => value > 0);
+    const most = Math.max(...all, 0);
+    let [low, full] = [0, most > 0 ? ceiling(most) : 1];
+    let y = (value) => HEIGHT - (HEIGHT * value) / full;
+    if (log && all.length) {
+      const [from, to] = [Math.floor(Math.log10(Math.min(...all))), Math.ceil(Math.log10(most))];
+      [low, full] = [10 ** from, 10 ** Math.max(to, from + 1)];
+      y = (value) => HEIGHT - (HEIGHT * (Math.log10(Math.max(value, low)) - from)) / (Math.max(to, from + 1) - from);
+      let d = "";
+      for (let line = low; line <= full * 1.01; line *= 10) d += `M0 ${y(line)}H${WIDTH}`;
+      grid.setAttribute("d", d);
+    }
+    bottom.textContent = low ? write(low) : "";
     paths.forEach((line, i) => line.setAttribute("d", path(series[i], y)));
     if (lines.length === 1) fill.setAttribute("d", `${path(series[0], y)}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z`);
     top.textContent = write(full);
@@ -71,7 +81,7 @@ export function chart(title, unit, lines, write) {
   }
 
   return {
-    node: h("div.chart", {}, big, h("div.axis", {}, top, h("span.row", {}, keys)), drawing,
+    node: h("div.chart", {}, big, h("div.axis", {}, top, h("span.row", {}, keys)), drawing, bottom,
       h("div.axis", {}, h("span", {}, "10 min ago"), when)),
     update,
   };

@@ -3,7 +3,8 @@
 import { chart } from "./chart.js";
 import { bar, bytes, errorNote, events, h, ms, number, patch, table } from "./lib.js";
 
-const SECONDS = 600;
+// Lines show means of five seconds each, so that they can be read; the table has the worst second of each minute.
+const [SECONDS, STEP] = [600, 5];
 const STATUS = { ok: "ok", starting: "warn", degraded: "warn", unavailable: "bad" };
 const STAGE = { ready: "ok", starting: "warn", retired: "warn", stopping: "warn", gone: "bad" };
 const rounded = (value) => number(value, value < 10 ? 1 : 0);
@@ -11,22 +12,29 @@ const rounded = (value) => number(value, value < 10 ? 1 : 0);
 export default function pool(section) {
   const find = (name) => section.querySelector(`[data-${name}]`);
   const charts = {
-    requests: chart("Requests per second", "a second", [{ cls: "a" }], number),
-    texts: chart("Texts per second", "a second", [{ cls: "a" }], number),
+    requests: chart("Requests per second", "a second", [{ cls: "a" }], rounded),
+    texts: chart("Texts per second", "a second", [{ cls: "a" }], rounded),
     latency: chart("Latency of good requests", "p50",
-      [{ name: "p50", cls: "a" }, { name: "p95", cls: "b" }, { name: "p99", cls: "c" }], ms),
+      [{ name: "p50", cls: "a" }, { name: "p95", cls: "b" }, { name: "p99", cls: "c" }], ms, true),
   };
   for (const [name, { node }] of Object.entries(charts)) {
     section.querySelector(`[data-chart=${name}]`).append(node);
   }
   const minutes = find("minutes").parentElement;
-  let [seconds, cards, pids, stopped] = [[], {}, {}, null];
+  let [seconds, n_over, cards, pids, stopped] = [[], 0, {}, {}, null];
 
   function draw() {
-    const at = (i) => seconds.map((second) => second[3]?.[i] ?? null);
-    charts.requests.update([seconds.map(([requests]) => requests)]);
-    charts.texts.update([seconds.map((second) => second[2])]);
-    charts.latency.update([at(0), at(1), at(2)]);
+    const parts = []; // they begin at every fifth second, so that the past keeps its shape; the last one grows
+    for (let start = SECONDS - (n_over % STEP || STEP); start >= 0; start -= STEP) {
+      parts.unshift(seconds.slice(start, Math.min(start + STEP, SECONDS)));
+    }
+    const means = (value) => parts.map((part) => {
+      const values = part.map(value).filter((each) => each != null);
+      return values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null;
+    });
+    charts.requests.update([means((second) => second[0])]);
+    charts.texts.update([means((second) => second[2])]);
+    charts.latency.update([0, 1, 2].map((i) => means((second) => second[3]?.[i])));
     if (minutes.open) drawMinutes();
   }
 
@@ -45,14 +53,15 @@ export default function pool(section) {
 
   // Say who died and who came, for those who do not look; from one event to the next.
   function tellNews(model) {
-    for (const { place, pid, stage } of model.workers) {
-      const known = `${model.name} ${place}`;
-      const before = pids[known];
-      if (before && before !== pid) {
-        const next = pid ? `process ${pid} took its place` : "it is started again";
-        find("news").textContent = `${new Date().toLocaleTimeString()}: worker ${place} of ${model.name}, process ${before}, is gone; ${next}.`;
+    const known = pids[model.name] ?? {};
+    pids[model.name] = {};
+    for (const { place, pid } of model.workers) {
+      const before = known[place];
+      if (before !== undefined && before !== pid) {
+        const told = [before && `process ${before} is gone`, pid && `process ${pid} took its place`].filter(Boolean);
+        find("news").textContent = `${new Date().toLocaleTimeString()}, worker ${place} of ${model.name}: ${told.join("; ")}.`;
       }
-      pids[known] = pid || (stage === "gone" ? 0 : before);
+      pids[model.name][place] = pid;
     }
   }
 
@@ -100,6 +109,7 @@ export default function pool(section) {
     if (name === "past") seconds = [...Array(SECONDS).fill([0, 0, 0, null]), ...event.seconds].slice(-SECONDS);
     else {
       seconds = [...seconds, ...event.seconds].slice(-SECONDS);
+      n_over += event.seconds.length;
       draw();
       const names = event.models.map((model) => model.name);
       cards = Object.fromEntries(Object.entries(cards).filter(([each]) => names.includes(each)));
@@ -120,6 +130,7 @@ export default function pool(section) {
 
   function onState(error) {
     find("trouble").replaceChildren(...(error ? [errorNote(error)] : []));
+    if (error) find("summary").textContent = "Not connected";
   }
 
   return {
