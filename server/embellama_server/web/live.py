@@ -38,9 +38,8 @@ HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-ty
 
 
 class Past(msgspec.Struct, frozen=True):
-    """The first event: `seconds` until `time`, in seconds since 1970, oldest first; and the last errors."""
+    """The first event: the seconds before the event that follows, oldest first; and the last errors."""
 
-    time: float
     seconds: list[Second]
     errors: list[FailedRequest]
 
@@ -48,7 +47,6 @@ class Past(msgspec.Struct, frozen=True):
 class Now(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the server is: the seconds that are over since the event before, and the last errors if there are others."""
 
-    time: float
     seconds: list[Second]
     models: list[ModelSnapshot]
     errors: list[FailedRequest] | None = None
@@ -84,7 +82,8 @@ class LiveView:
         self._ticker: asyncio.TimerHandle | None = None
         self._ticked = asyncio.Event()
         self._latest = self._past = b""
-        self._n_ticks = self._n_closed = self._n_new = self._n_errors = 0
+        self._n_ticks = 0
+        self._n_closed = self._n_new = self._n_errors = 0
         state.at_stop.append(self._wake)
 
     def check_room(self) -> None:
@@ -109,11 +108,12 @@ class LiveView:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Give the past, and then what is now, until the server stops."""
-        seen = 0
+        known = -1  # the tick whose event the client has
         while not self._state.stopping:
-            missed, seen = self._n_ticks - seen, self._n_ticks
-            yield self._latest if missed == 1 and seen > 1 else self._past_event() + self._latest
-            await self._ticked.wait()
+            follows, known = known == self._n_ticks - 1, self._n_ticks
+            yield self._latest if follows else self._past_event() + self._latest
+            if known == self._n_ticks:
+                await self._ticked.wait()
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(PERIOD_S, self._tick)
@@ -123,7 +123,6 @@ class LiveView:
         has_errors = recent.n_errors != self._n_errors
         self._n_closed, self._n_errors = recent.n_closed, recent.n_errors
         event = Now(
-            time=time.time(),
             seconds=seconds[len(seconds) - self._n_new :],
             models=self._sampler.sample(self._state.models.values(), now),
             errors=list(recent.errors) if has_errors else None,
@@ -138,9 +137,7 @@ class LiveView:
             recent = self._recent
             seconds = recent.seconds(time.monotonic())
             n_later = recent.n_closed - self._n_closed + self._n_new
-            self._past = _encoded(
-                "past", Past(time.time(), seconds[: max(len(seconds) - n_later, 0)], list(recent.errors))
-            )
+            self._past = _encoded("past", Past(seconds[: max(len(seconds) - n_later, 0)], list(recent.errors)))
         return self._past
 
     def _wake(self) -> None:
