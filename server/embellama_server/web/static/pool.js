@@ -75,9 +75,9 @@ export default function pool(section) {
         fact("Status", h(`span.state.${STATUS[model.status]}`, {}, model.status)),
         fact("Format", model.format), fact("Dimensions", model.dimensions), fact("Context", `${number(model.n_ctx)} tokens`),
         fact("Computed with", model.compute), fact("Threads", some === alone ? some : `${some}, alone ${alone}`),
-        fact("Open", `${number(model.n_open)} requests`),
-        fact("Waiting", `${number(queue.requests)} requests, ${number(queue.tokens)} tokens, ${
-          queue.seconds == null ? "–" : rounded(queue.seconds)} s`)),
+        fact("Open requests", number(model.n_open)), fact("Waiting requests", number(queue.requests)),
+        fact("Waiting tokens", number(queue.tokens)),
+        fact("Wait", queue.seconds == null ? "–" : `${rounded(queue.seconds)} s`)),
       model.trouble && h("p.note.bad", {}, model.trouble),
       table(`Workers of ${model.name}`, ["worker", "state", "process#", "busy#", "memory#", "resident#", "restarts#"],
         model.workers.map((worker) => [
