@@ -1,26 +1,28 @@
-// Show one panel at a time, by the address's #name; its module is loaded when it is first shown.
-//
-// static/NAME.js exports default (section) => ({show, hide}): called once, then show() and hide() as it comes and goes.
+// Show one panel at a time, by the address's #name. static/NAME.js exports default (section) => ({show, hide}): called once,
+// then show() and hide() as it comes and goes.
 
-import { api, askKey, errorNote, key } from "./lib.js";
+import { api, askKey, errorNote, h, key } from "./lib.js";
 
 const links = [...document.querySelectorAll("nav [data-panel]")];
 const names = links.map((link) => link.hash.slice(1));
 const panels = {};
 let current = null;
 
-async function show(name) {
-  const section = document.getElementById(name);
-  const focus = current !== null && current !== name; // not when the page comes
-  if (current) panels[current]?.hide?.();
+// Leave the panel that is shown, for the one of a name or none, and mark its link.
+function leave(name, link) {
+  panels[current]?.hide?.();
   current = name;
   for (const each of names) document.getElementById(each).hidden = each !== name;
   document.getElementById("docs")?.remove();
-  for (const link of document.querySelectorAll("nav a")) link.removeAttribute("aria-current");
-  const link = links[names.indexOf(name)];
+  for (const each of document.querySelectorAll("nav a")) each.removeAttribute("aria-current");
   link.setAttribute("aria-current", "page");
   document.title = `${link.textContent} – embellama`;
-  if (focus) document.getElementById("main").focus({ preventScroll: true });
+}
+
+async function show(name) {
+  const section = document.getElementById(name);
+  if (current !== null) document.getElementById("main").focus({ preventScroll: true }); // not when the page comes
+  leave(name, links[names.indexOf(name)]);
   scrollTo(0, 0);
   try {
     panels[name] ??= (await import(`./${name}.js`)).default(section);
@@ -38,16 +40,8 @@ function route() {
 // With a key, the browser cannot open /docs by itself: it is for keys with admin.
 async function showDocs(link) {
   const { body } = new DOMParser().parseFromString(await (await api("docs")).text(), "text/html");
-  if (current) panels[current]?.hide?.();
-  current = "";
-  for (const name of names) document.getElementById(name).hidden = true;
-  const section = document.createElement("section");
-  section.id = "docs";
-  section.append(...body.querySelector("main").childNodes);
-  document.getElementById("docs")?.remove();
-  document.getElementById("main").append(section);
-  for (const each of links) each.removeAttribute("aria-current");
-  link.setAttribute("aria-current", "page");
+  leave("", link);
+  document.getElementById("main").append(h("section", { id: "docs" }, ...body.querySelector("main").childNodes));
   history.pushState(null, "", "#docs");
 }
 

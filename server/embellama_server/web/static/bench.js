@@ -6,8 +6,7 @@ function draw({ measured_at, report }) {
   const good = report.rows.filter((row) => !row.failed);
   const fastest = Math.max(...good.map((row) => row.texts_per_s));
   const loss = (row) => 1 - row.worst_cosine;
-  // A step for each power of ten, from 1e-7, of which float32 knows no less, to 1.
-  const share = (value) => Math.min(Math.max(Math.log10(Math.max(value, 1e-7)) + 7, 0) / 7, 1);
+  const share = (value) => Math.log10(Math.max(value, 1e-7)) / 7 + 1; // float32 knows no less than 1e-7
   const rows = report.rows.map((row) => row.failed
     ? [row.name, "–", `failed: ${row.failed}`, "–", "–", "–", "–"]
     : [row.name, `${number(row.n_bytes / 1e6, 1)} MB`, [`${number(row.texts_per_s)} texts/s`, bar(row.texts_per_s / fastest)],

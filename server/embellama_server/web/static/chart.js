@@ -21,10 +21,10 @@ function path(values, y) {
   return d;
 }
 
-// lines: [{name, cls}], the first one in front. `write` makes text of a value; with `log`, each power of ten is as high as
-// another. Gives {node, update(series)}, where series are as many arrays of values over ten minutes, the last one now.
+// lines: [{name, cls}], the first one in front; `write` makes text of a value; with `log`, powers of ten are equally high.
+// update(series) takes as many arrays of values over ten minutes, the last one now.
 export function chart(title, unit, lines, write, log = false) {
-  const grid = svg("path", { class: "grid", d: `M0 0H${WIDTH}M0 50H${WIDTH}M0 ${HEIGHT}H${WIDTH}` });
+  const grid = svg("path", { class: "grid" });
   const fill = svg("path", { class: "fill" });
   const paths = lines.map(({ cls }) => svg("path", { class: cls }));
   const mark = svg("path", { class: "grid" });
@@ -62,16 +62,17 @@ export function chart(title, unit, lines, write, log = false) {
     series = given;
     const all = series.flat().filter((value) => value > 0);
     const most = Math.max(...all, 0);
-    let [low, full] = [0, most > 0 ? ceiling(most) : 1];
-    let y = (value) => HEIGHT - (HEIGHT * value) / full;
+    let [low, marks] = [0, [0, 0.5, 1].map((part) => part * (most > 0 ? ceiling(most) : 1))];
+    let scale = (value) => value;
     if (log && all.length) {
-      const [from, to] = [Math.floor(Math.log10(Math.min(...all))), Math.ceil(Math.log10(most))];
-      [low, full] = [10 ** from, 10 ** Math.max(to, from + 1)];
-      y = (value) => HEIGHT - (HEIGHT * (Math.log10(Math.max(value, low)) - from)) / (Math.max(to, from + 1) - from);
-      let d = "";
-      for (let line = low; line <= full * 1.01; line *= 10) d += `M0 ${y(line)}H${WIDTH}`;
-      grid.setAttribute("d", d);
+      scale = (value) => Math.log10(Math.max(value, low));
+      low = 10 ** Math.floor(Math.log10(Math.min(...all)));
+      marks = [low, 10 * low];
+      while (marks.at(-1) < most) marks.push(10 * marks.at(-1));
     }
+    const full = marks.at(-1);
+    const y = (value) => (HEIGHT * (scale(full) - scale(value))) / (scale(full) - scale(low));
+    grid.setAttribute("d", marks.map((value) => `M0 ${y(value)}H${WIDTH}`).join(""));
     bottom.textContent = low ? write(low) : "";
     paths.forEach((line, i) => line.setAttribute("d", path(series[i], y)));
     if (lines.length === 1) fill.setAttribute("d", `${path(series[0], y)}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z`);

@@ -1,7 +1,7 @@
-// What all panels share: elements made without HTML, requests with a key, server-sent events, numbers as text.
+// What panels share: elements, requests with a key, server-sent events, numbers as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-// The server's own address, whatever the path is that a proxy serves it below.
+// The server's own address, below whatever path a proxy serves it.
 export const BASE = new URL("../", import.meta.url);
 
 function make(node, attributes, children) {
@@ -14,7 +14,7 @@ function make(node, attributes, children) {
   return node;
 }
 
-// h("td.n", {title: "…", onclick: f}, "text", node, [more]): strings become text, never HTML.
+// h("td.n", {title: "…", onclick: f}, "text", node, [more]): strings are text, never HTML.
 export function h(tag, attributes, ...children) {
   const [name, ...classes] = tag.split(".");
   return make(document.createElement(name), { class: classes.join(" ") || null, ...attributes }, children);
@@ -33,7 +33,7 @@ const KEY = "embellama-key";
 export const key = () => sessionStorage.getItem(KEY);
 let asking = null;
 
-// Ask for a key; all who need one meanwhile wait for the same answer.
+// Ask for a key; all who need one meanwhile wait with it.
 export function askKey(why = "") {
   asking ??= new Promise((resolve, reject) => {
     const dialog = document.getElementById("ask-key");
@@ -56,7 +56,7 @@ export function askKey(why = "") {
   return asking;
 }
 
-// Ask the server: api("v1/embeddings", {json: {…}, signal}) gives a Response, or throws an ApiError that says why.
+// api("v1/embeddings", {json: {…}, signal}) gives a Response, or throws an ApiError that says why.
 export async function api(path, { json, headers, ...options } = {}) {
   if (document.body.dataset.keys === "yes" && !key()) await askKey();
   for (;;) {
@@ -84,8 +84,8 @@ export const errorNote = (error) =>
   h("p.note.bad", { role: "alert" }, error.status ? `${error.status}: ` : "", error.message,
     error.id && [" Request ", h("code", {}, error.id)]);
 
-// Read server-sent events until `signal` aborts, connecting again after a pause whenever they end. `onState` gets null
-// while they come, or the error. (EventSource cannot send a key.)
+// Read server-sent events until `signal` aborts, connecting again when they end; `onState` gets null while they come, or
+// the error. (EventSource cannot send a key.)
 export async function events(path, signal, onEvent, onState) {
   for (let pause = 500; !signal.aborted; pause = Math.min(2 * pause, 5000)) {
     try {
@@ -122,10 +122,10 @@ export function bytes(value) {
   return `${number(value / 1000 ** i, i > 2 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][i]}`;
 }
 
-// A bar beside a number that says the same, filled to a share of 0 to 1.
+// A bar beside a number that says the same; 1 is full.
 export const bar = (share) => h("progress.bar", { max: 1, value: share, "aria-hidden": "true" });
 
-// Make `old` what `next` is and keep what is the same in it, so that focus and selection stay.
+// Make `old` what `next` is, but keep what is the same: focus and selection stay.
 export function patch(old, next) {
   if (old.nodeName !== next.nodeName) return old.replaceWith(next);
   if (old.nodeType === Node.TEXT_NODE) return old.data !== next.data && (old.data = next.data);

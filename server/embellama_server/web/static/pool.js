@@ -5,9 +5,10 @@ import { bar, bytes, errorNote, events, h, ms, number, patch, table } from "./li
 
 // Lines show means of five seconds each, so that they can be read; the table has the worst second of each minute.
 const [SECONDS, STEP] = [600, 5];
-const STATUS = { ok: "ok", starting: "warn", degraded: "warn", unavailable: "bad" };
-const STAGE = { ready: "ok", starting: "warn", retired: "warn", stopping: "warn", gone: "bad" };
+const COLOURS = { ok: "ok", ready: "ok", unavailable: "bad", gone: "bad" };
 const rounded = (value) => number(value, value < 10 ? 1 : 0);
+
+const state = (name, told = name) => h(`span.state.${COLOURS[name] ?? "warn"}`, {}, told);
 
 export default function pool(section) {
   const find = (name) => section.querySelector(`[data-${name}]`);
@@ -17,11 +18,9 @@ export default function pool(section) {
     latency: chart("Latency of good requests", "p50",
       [{ name: "p50", cls: "a" }, { name: "p95", cls: "b" }, { name: "p99", cls: "c" }], ms, true),
   };
-  for (const [name, { node }] of Object.entries(charts)) {
-    section.querySelector(`[data-chart=${name}]`).append(node);
-  }
+  for (const [name, { node }] of Object.entries(charts)) find(name).append(node);
   const minutes = find("minutes").parentElement;
-  let [seconds, n_over, cards, pids, stopped] = [[], 0, {}, {}, null];
+  let [seconds, n_over, pids, stopped] = [[], 0, {}, null];
 
   function draw() {
     const parts = []; // they begin at every fifth second, so that the past keeps its shape; the last one grows
@@ -65,14 +64,14 @@ export default function pool(section) {
     }
   }
 
-  function drawModel(model) {
+  function modelCard(model) {
     const { queue } = model;
     const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
     const [some, alone] = model.n_threads;
-    const next = h("article.card", {},
+    return h("article.card", {},
       h("h2", {}, model.name),
       h("dl.facts", {},
-        fact("Status", h(`span.state.${STATUS[model.status]}`, {}, model.status)),
+        fact("Status", state(model.status)),
         fact("Format", model.format), fact("Dimensions", model.dimensions), fact("Context", `${number(model.n_ctx)} tokens`),
         fact("Computed with", model.compute), fact("Threads", some === alone ? some : `${some}, alone ${alone}`),
         fact("Open requests", number(model.n_open)), fact("Waiting requests", number(queue.requests)),
@@ -82,8 +81,9 @@ export default function pool(section) {
       table(`Workers of ${model.name}`, ["worker", "state", "process#", "busy#", "memory#", "resident#", "restarts#"],
         model.workers.map((worker) => [
           String(worker.place),
-          h(`span.state.${STAGE[worker.stage]}`, {}, worker.stage === "ready" && worker.is_computing ? "busy" : worker.stage),
-          String(worker.pid || "–"), [`${number(100 * worker.busy)} %`, bar(worker.busy)], bytes(worker.memory), bytes(worker.resident), number(worker.n_restarts),
+          state(worker.stage, worker.stage === "ready" && worker.is_computing ? "busy" : worker.stage),
+          String(worker.pid || "–"), [`${number(100 * worker.busy)} %`, bar(worker.busy)],
+          bytes(worker.memory), bytes(worker.resident), number(worker.n_restarts),
         ])),
       model.cache.length && table(`Cache of ${model.name}`, ["cache layer", "hits#", "misses#", "hit rate#", "bytes#", "trouble"],
         model.cache.map((layer) => {
@@ -91,8 +91,6 @@ export default function pool(section) {
           const rate = asked ? `${number((100 * layer.n_hits) / asked)} %` : "–";
           return [layer.name, number(layer.n_hits), number(layer.n_misses), rate, bytes(layer.n_bytes), layer.trouble || "none"];
         })));
-    if (cards[model.name]) patch(cards[model.name], next);
-    else cards[model.name] = next;
   }
 
   function drawErrors(errors) {
@@ -111,18 +109,11 @@ export default function pool(section) {
       seconds = [...seconds, ...event.seconds].slice(-SECONDS);
       n_over += event.seconds.length;
       draw();
-      const names = event.models.map((model) => model.name);
-      cards = Object.fromEntries(Object.entries(cards).filter(([each]) => names.includes(each)));
-      for (const model of event.models) {
-        tellNews(model);
-        drawModel(model);
-      }
-      const nodes = Object.values(cards);
-      if (nodes.some((node) => !node.isConnected) || find("models").childElementCount !== nodes.length) {
-        find("models").replaceChildren(...nodes);
-      }
+      event.models.forEach(tellNews);
+      patch(find("models"), h("div", { "data-models": true }, event.models.map(modelCard)));
       const sum = (field) => event.models.reduce((total, model) => total + model[field], 0);
-      const told = `${sum("n_ready")} of ${sum("n_workers")} workers ready, ${names.length} ${names.length > 1 ? "models" : "model"}`;
+      const n = event.models.length;
+      const told = `${sum("n_ready")} of ${sum("n_workers")} workers ready, ${n} ${n > 1 ? "models" : "model"}`;
       if (find("summary").textContent !== told) find("summary").textContent = told;
     }
     if (event.errors) drawErrors(event.errors);
