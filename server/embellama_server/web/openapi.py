@@ -24,7 +24,7 @@ from embellama_server.problems import OpenAIErrorBody
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
 from embellama_server.telemetry.metrics import CONTENT_TYPE
-from embellama_server.web import admin, bench, live, pages
+from embellama_server.web import admin, bench, live, pages, projection
 
 ERRORS = {
     "400": "The request is wrong: the message names the field, the value and the limit.",
@@ -143,6 +143,7 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
     }
     for path in _PAGES:
         paths.setdefault(path, {}).update(get=_get(path), head=_head(path))
+    paths[projection.PATH] = {"post": _project()}
     paths[admin.MODEL] = {"put": _load_model(), "delete": _unload_model()}
     for method, path in _KEPT:
         paths.setdefault(path, {})[method] = _kept(method, path)
@@ -176,7 +177,13 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
 @functools.cache
 def _schemas() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """Describe every type that is mentioned; return its schema by type, and the components that schemas refer to."""
-    types: list[Any] = [OpenAIErrorBody, admin.AdminModel, admin.UnloadedModel, jobs.CreateBatchBody]
+    types: list[Any] = [
+        OpenAIErrorBody,
+        projection.ProjectionAnswer,
+        admin.AdminModel,
+        admin.UnloadedModel,
+        jobs.CreateBatchBody,
+    ]
     types += [kind for _, _, kind, _ in _KEPT.values() if kind is not None]
     types += [kind for _, _, kind in _PAGES.values() if kind is not None]
     for dialect in DIALECTS:
@@ -230,6 +237,19 @@ def _load_model() -> dict[str, Any]:
 def _unload_model() -> dict[str, Any]:
     about = "Stop serving a model, once its requests are answered; for administrators."
     return _operation("delete", admin.MODEL, about, _changed(admin.UnloadedModel, CHANGE_ERRORS))
+
+
+def _project() -> dict[str, Any]:
+    about = "Points in a plane for vectors: the body and the two headers of an answer of `/v1/embeddings` in bytes."
+    wrong = ("400", "408", "413", "415", "503", "504")
+    answers = _changed(projection.ProjectionAnswer, {status: ERRORS[status] for status in wrong})
+    operation = _operation("post", projection.PATH, about, answers)
+    operation["requestBody"] = {"required": True, "content": {BYTES: {"schema": {**_STRING, "format": "binary"}}}}
+    schemas = {projection.SHAPE: _STRING, projection.DTYPE: {"enum": [*projection.DTYPES]}}
+    operation["parameters"] = [
+        {"name": name, "in": "header", "required": True, "schema": schema} for name, schema in schemas.items()
+    ]
+    return operation
 
 
 def _kept(method: str, path: str) -> dict[str, Any]:

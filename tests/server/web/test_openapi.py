@@ -10,7 +10,7 @@ import schemathesis
 from embellama_server.dialects import DIALECTS
 from embellama_server.jobs.routes import routes as job_routes
 from embellama_server.state import ServerState
-from embellama_server.web import admin, bench, docs, html, live, ollama, openapi, page, pages
+from embellama_server.web import admin, bench, docs, html, live, ollama, openapi, page, pages, projection
 from hypothesis import HealthCheck, settings
 
 from tests.conftest import Server, running_server
@@ -73,7 +73,7 @@ def with_a_model(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
 
 
 def test_every_path_is_described(target: Server, state: ServerState) -> None:
-    rooms = (live, page, pages, ollama, admin, openapi, docs)
+    rooms = (live, page, pages, ollama, admin, openapi, docs, projection)
     listed = [*job_routes(state, None), *bench.routes(), *(route for room in rooms for route in room.routes(state))]
     paths = {route.path.replace(":path", "") for route in listed if not route.path.startswith(html.STATIC)}
     assert {*PATHS, *paths} == openapi.description("tiny")["paths"].keys()
