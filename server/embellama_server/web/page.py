@@ -27,7 +27,12 @@ class Panel(NamedTuple):
     title: str
 
 
-PANELS = (Panel("pool", "Pool"), Panel("bench", "Bench"))
+PANELS = (
+    Panel("pool", "Pool"),
+    Panel("playground", "Playground"),
+    Panel("similarity", "Similarity"),
+    Panel("bench", "Bench"),
+)
 
 # Of `docs`, which is there without the page too.
 DOCS_FILES = ("style.css",)
