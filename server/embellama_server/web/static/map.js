@@ -24,7 +24,7 @@ function drawn(texts, { points, explained }) {
   const picture = svg("svg", { class: "plane", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" }, dots, lasso);
   const told = h("p", { role: "status" });
   const count = h("h2", {});
-  const list = h("ol.list", { tabindex: 0, role: "region", "aria-label": "Selected texts" });
+  const list = h("ol", {});
   let [zoom, move, at, drag] = [1, [0, 0], 0];
   let selected = new Set();
 
@@ -101,7 +101,8 @@ function drawn(texts, { points, explained }) {
   return {
     elements: [
       h("div.row", {}, h("label", {}, "Select texts with", find), button("+", "Zoom in", "+"), button("−", "Zoom out", "-"), button("1:1", "Show all", 0)),
-      box, told, h("p.muted", {}, `The axes show ${shares} of how the vectors differ. Draw around texts to select them.`), count, list,
+      box, told, h("p.muted", {}, `The axes show ${shares} of how the vectors differ. Draw around texts to select them.`), count,
+      h("div.list", { tabindex: 0, role: "region", "aria-label": "Selected texts" }, list),
     ],
     name: "map",
     rows: () => [["x", "y", "selected", "text"], ...points.map(([x, y], i) => [x, y, Number(selected.has(i)), texts[i]])],
