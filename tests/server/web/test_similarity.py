@@ -38,7 +38,7 @@ def tiny_server(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def choose(page: Page, view: str) -> None:
-    page.get_by_role("group", name="View").get_by_text(view, exact=True).click()
+    page.get_by_label("View").select_option(view)
 
 
 def compare(page: Page, view: str, *texts: str) -> None:
@@ -111,7 +111,7 @@ def test_a_map_lists_what_is_drawn_around(server: Server, open_page: OpenPage, w
     with open_page(server, PATH, width=width, scheme=scheme) as page:
         compare(page, "Map", *MIXED)
         count = page.locator("#similarity h2").last
-        picture, dots = page.get_by_role("application"), page.locator(".dot")
+        picture, dots = page.get_by_role("application"), page.locator("circle")
         expect(count).to_have_text("0 of 6 texts selected")
         dots.nth(0).scroll_into_view_if_needed()
         box = dots.nth(0).bounding_box()
@@ -183,7 +183,7 @@ def test_as_many_texts_as_are_allowed_are_drawn(tiny_server: Server, open_page: 
     texts = [" ".join(words[(i // 5**k) % 5] for k in range(5)) for i in range(2000)]
     with open_page(tiny_server, PATH) as page:
         compare(page, "Map", *texts)
-        expect(page.locator(".dot")).to_have_count(2000)
+        expect(page.locator("circle")).to_have_count(2000)
         page.get_by_label("Select texts with").fill("red red red red red")
         expect(page.locator("#similarity h2").last).to_have_text("1 of 2000 texts selected")
         compare(page, "Heat map", *texts[:64])
@@ -198,7 +198,7 @@ def test_what_is_drawn_can_be_kept(server: Server, open_page: OpenPage) -> None:
     with open_page(server, PATH) as page:
         compare(page, "Heat map", *texts)
         cells = [*csv.reader(io.StringIO(downloaded(page, "CSV", "similarity"), newline=""))]
-        assert cells[0] == ["", *safe]
+        assert cells[0] == ["text", *(f"cosine {i + 1}" for i in range(len(texts)))]
         assert [row[0] for row in cells[1:]] == safe
         np.testing.assert_allclose(np.array([row[1:] for row in cells[1:]], float), texts_alike, atol=1e-3)
         lines = [json.loads(line) for line in downloaded(page, "JSONL", "similarity").splitlines()]
@@ -208,7 +208,7 @@ def test_what_is_drawn_can_be_kept(server: Server, open_page: OpenPage) -> None:
         assert labels[-1] == MIXED[-1]
         assert labels[0].startswith("<img src=x")
         assert {each.tag.rpartition("}")[2] for each in drawn.iter()} == {"svg", "rect", "text", "tspan"}
-        assert all(each.get("fill", "").startswith("rgb") for each in drawn.iter() if each.get("data-at"))
+        assert all(each.get("fill", "").startswith("hsl") for each in drawn.iter() if each.get("data-at"))
 
         compare(page, "Map", *texts)
         [head, *rows] = csv.reader(io.StringIO(downloaded(page, "CSV", "map"), newline=""))

@@ -1,37 +1,36 @@
-// What is drawn, as files: CSV, JSONL and SVG.
+// What is drawn, as files.
 
-import { h, svg } from "./lib.js";
+import { h } from "./lib.js";
 
-const STYLES = ["fill", "fill-opacity", "stroke", "stroke-width", "opacity", "font-family"];
-
-// A text that a spreadsheet would compute begins with an apostrophe there.
+// An apostrophe keeps spreadsheets from computing a text.
 const cell = (value) =>
-  typeof value === "number" ? value : `"${/^[=+\-@\t\r]/.test(value) ? "'" : ""}${value.replaceAll('"', '""')}"`;
-const csv = (rows) => rows.map((row) => `${row.map(cell).join()}\r\n`).join("");
-const jsonl = (items) => items.map((item) => `${JSON.stringify(item)}\n`).join("");
+  typeof value === "string" ? `"${/^[=+\-@\t\r]/.test(value) ? "'" : ""}${value.replaceAll('"', '""')}"` : value;
+const line = (values) => `${values.flat().map(cell).join()}\r\n`;
 
-// The picture as it looks now, without the page's style sheet.
+function csv(items) {
+  const heads = Object.entries(items[0]).map(([name, value]) => (value.map ? value.map((_, i) => `${name} ${i + 1}`) : name));
+  return [heads, ...items.map(Object.values)].map(line);
+}
+
 function svgFile(picture) {
   const copy = picture.cloneNode(true);
-  const elements = copy.querySelectorAll("*");
-  picture.querySelectorAll("*").forEach((element, i) => {
-    const style = getComputedStyle(element);
-    for (const name of STYLES) elements[i].setAttribute(name, style.getPropertyValue(name));
-  });
-  copy.prepend(svg("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor }));
+  copy.setAttribute("color", getComputedStyle(picture).color);
   // Characters that XML has no way to write.
   return new XMLSerializer().serializeToString(copy).replace(/[\0-\x08\v\f\x0e-\x1f\ufffe\uffff]/g, "\ufffd");
 }
 
-function save(name, type, content) {
-  const href = URL.createObjectURL(new Blob([content], { type }));
-  h("a", { href, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 1000);
-}
-
-export function downloads({ name, rows, items, picture }) {
-  const button = (kind, type, write) =>
-    h("button.quiet", { type: "button", onclick: () => save(`${name}.${kind.toLowerCase()}`, type, write()) }, `Download ${kind}`);
-  return h("div.row", {}, button("CSV", "text/csv", () => csv(rows())), button("JSONL", "application/jsonl", () => jsonl(items())),
-    picture && button("SVG", "image/svg+xml", () => svgFile(picture())));
+export function downloads({ name, items, picture }) {
+  const writers = {
+    CSV: () => csv(items()),
+    JSONL: () => items().map((item) => `${JSON.stringify(item)}\n`),
+    ...(picture && { SVG: () => [svgFile(picture())] }),
+  };
+  return h("div.row", {}, Object.entries(writers).map(([kind, write]) => {
+    const save = () => {
+      const href = URL.createObjectURL(new Blob(write()));
+      h("a", { href, download: `${name}.${kind.toLowerCase()}` }).click();
+      setTimeout(() => URL.revokeObjectURL(href), 1000);
+    };
+    return h("button.quiet", { onclick: save }, `Download ${kind}`);
+  }));
 }

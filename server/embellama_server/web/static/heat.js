@@ -5,8 +5,8 @@ import { short } from "./texts.js";
 import { clustered, cosines, embed } from "./vectors.js";
 
 const [LEFT, TOP] = [170, 24];
-// Viridis: even steps look even, in light and dark, and to the colour-blind.
-const COLOURS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+// Dark violet to bright yellow: seen by everybody, in light and dark.
+const colour = (share) => `hsl(${270 - 215 * share},65%,${18 + 40 * share}%)`;
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export async function heatMap({ given, signal, progress }) {
@@ -30,8 +30,8 @@ export async function heatMap({ given, signal, progress }) {
     order = sorted.checked ? clustered(alike) : texts.map((_, i) => i);
     picture = drawing(texts, alike, order, side);
     box.replaceChildren(picture);
-    const rows = order.map((i) => [h("span", {}, `${i + 1} `, h("bdi", {}, short(texts[i], 40))), ...order.map((j) => alike[i][j].toFixed(3))]);
-    numbers.lastChild.replaceWith(numbers.firstChild, table("Table of values", ["Text", ...order.map((i) => `${i + 1}#`)], rows));
+    const rows = order.map((i) => [[`${i + 1} `, h("bdi", {}, short(texts[i], 40))], ...order.map((j) => alike[i][j].toFixed(3))]);
+    numbers.replaceChildren(numbers.firstChild, table("Table of values", ["Text", ...order.map((i) => `${i + 1}#`)], rows));
     go(0, 0);
   };
   const box = h("div.picture", {
@@ -47,38 +47,31 @@ export async function heatMap({ given, signal, progress }) {
   return {
     elements: [h("label.check", {}, sorted, "Sort by cluster"), box, told, numbers],
     name: "similarity",
-    rows: () => [["", ...order.map((i) => texts[i])], ...order.map((i) => [texts[i], ...order.map((j) => alike[i][j])])],
-    items: () => order.map((i) => ({ text: texts[i], cosines: order.map((j) => alike[i][j]) })),
+    items: () => order.map((i) => ({ text: texts[i], cosine: order.map((j) => alike[i][j]) })),
     picture: () => picture,
   };
 }
 
 function drawing(texts, alike, order, side) {
   const least = Math.min(...alike.flat());
-  const middle = side / 2;
   const size = Math.min(12, side);
-  const written = (x, y, anchor, ...words) => svg("text", { x, y, "text-anchor": anchor, "font-size": size }, words);
+  const word = (x, y, anchor, words, fill = "currentColor") =>
+    svg("text", { x, y: y + size / 3, fill, "text-anchor": anchor, "font-size": size, "pointer-events": "none" }, words);
   const cells = order.map((i, row) => order.map((j, column) => {
     const share = (alike[i][j] - least) / (1 - least || 1);
     const [x, y] = [LEFT + column * side, TOP + row * side];
-    const ink = { x: x + middle, y: y + middle + 4, "text-anchor": "middle", "font-size": 11, class: share > 0.6 ? "dark" : "light" };
-    return [
-      svg("rect", { x, y, width: side, height: side, fill: colour(share), "data-at": `${row} ${column}` }),
-      side > 30 && svg("text", ink, alike[i][j].toFixed(2)),
-    ];
+    const cell = { x, y, width: side, height: side, fill: colour(share), "data-at": `${row} ${column}` };
+    const value = side > 30 && word(x + side / 2, y + side / 2, "middle", alike[i][j].toFixed(2), share > 0.45 ? "#000" : "#fff");
+    return [svg("rect", cell), value];
   }));
-  const labels = order.map((i, at) => [
-    written(LEFT - 8, TOP + at * side + middle + size / 3, "end", svg("tspan", { "unicode-bidi": "isolate" }, short(texts[i], 22)), ` ${i + 1}`),
-    written(LEFT + at * side + middle, TOP - 6, "middle", i + 1),
-  ]);
-  const end = TOP + texts.length * side + 12;
-  const key = COLOURS.map((_, i) => svg("rect", { x: LEFT + 24 * i, y: end, width: 24, height: 8, fill: colour(i / 4) }));
-  const ends = [written(LEFT - 6, end + 8, "end", least.toFixed(2)), written(LEFT + 126, end + 8, "start", "1.00")];
-  const viewBox = `0 0 ${LEFT + texts.length * side + 8} ${end + 16}`;
-  return svg("svg", { viewBox, "aria-hidden": "true" }, cells, labels, key, ends, svg("rect", { width: side, height: side, class: "cursor" }));
-}
-
-function colour(share) {
-  const i = Math.min(Math.floor(4 * share), 3);
-  return `rgb(${COLOURS[i].map((low, k) => Math.round(low + (COLOURS[i + 1][k] - low) * (4 * share - i))).join(" ")})`;
+  const labels = order.map((i, at) => {
+    const middle = (at + 0.5) * side;
+    const name = svg("tspan", { "unicode-bidi": "isolate" }, short(texts[i], 22));
+    return [word(LEFT - 8, TOP + middle, "end", [name, ` ${i + 1}`]), word(LEFT + middle, TOP - 10, "middle", i + 1)];
+  });
+  const end = TOP + texts.length * side;
+  const scale = word(LEFT, end + 16, "start", `${least.toFixed(2)} is dark, 1 is bright.`);
+  const cursor = svg("rect", { width: side, height: side, fill: "none", stroke: "red", "stroke-width": 2 });
+  const viewBox = `0 0 ${LEFT - TOP + end + 8} ${end + 28}`;
+  return svg("svg", { viewBox, "aria-hidden": "true", "font-family": "sans-serif" }, cells, labels, scale, cursor);
 }

@@ -16,17 +16,15 @@ export async function textMap({ given, signal, progress }) {
   return drawn(given.input, await answer.json());
 }
 
-function drawn(texts, { points, explained }) {
+function drawn(texts, { points, explained: [across, up] }) {
   const places = fit(points);
   const orders = [0, 1].map((axis) => places.map((_, i) => i).sort((a, b) => places[a][axis] - places[b][axis]));
-  const dots = places.map(() => svg("circle", { r: 5, class: "dot" }));
-  const lasso = svg("polygon", { class: "lasso" });
-  const picture = svg("svg", { class: "plane", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" }, dots, lasso);
+  const dots = places.map(() => svg("circle", { r: 5, opacity: 0.7 }));
+  const lasso = svg("polygon", { fill: "none", stroke: "currentColor" });
+  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "plane", "aria-hidden": "true" }, dots, lasso);
   const told = h("p", { role: "status" });
-  const count = h("h2", {});
-  const list = h("ol", {});
-  let [zoom, move, at, drag] = [1, [0, 0], 0];
-  let selected = new Set();
+  const [count, list] = [h("h2"), h("ol")];
+  let [zoom, move, at, drag, selected] = [1, [0, 0], 0, null, new Set()];
 
   const on = (i) => places[i].map((each, axis) => each * zoom + move[axis]);
   const show = () => dots.forEach((dot, i) => on(i).forEach((each, axis) => dot.setAttribute(axis ? "cy" : "cx", each)));
@@ -37,46 +35,43 @@ function drawn(texts, { points, explained }) {
     show();
   };
   const go = (i) => {
-    if (i === undefined) return;
-    dots[at].classList.remove("here");
-    dots[(at = i)].classList.add("here");
+    dots[at].removeAttribute("stroke");
+    dots[(at = i)].setAttribute("stroke", "red");
     told.replaceChildren(`${i + 1} `, h("bdi", {}, short(texts[i], 300)), selected.has(i) ? " (selected)" : "");
   };
-  const select = (indices) => {
-    selected = new Set(indices);
-    dots.forEach((dot, i) => dot.classList.toggle("selected", selected.has(i)));
-    count.textContent = `${selected.size} of ${texts.length} texts selected`;
-    list.replaceChildren(...indices.map((i) => h("li", { value: i + 1 }, h("bdi.long", {}, texts[i]))));
+  const select = (test) => {
+    const found = texts.flatMap((text, i) => (test(i, text) ? [i] : []));
+    selected = new Set(found);
+    dots.forEach((dot, i) => dot.setAttribute("fill", selected.has(i) ? "#e8590c" : "currentColor"));
+    count.textContent = `${found.length} of ${texts.length} texts selected`;
+    list.replaceChildren(...found.map((i) => h("li", { value: i + 1 }, h("bdi.long", {}, texts[i]))));
     go(at);
   };
-  const where = (test) => texts.flatMap((text, i) => (test(text, i) ? [i] : []));
   const keys = {
-    "+": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(0), Escape: () => select([]),
-    " ": () => select(where((_, i) => selected.has(i) !== (i === at))),
+    "+": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: () => zoomBy(0),
+    " ": () => select((i) => selected.has(i) !== (i === at)), Escape: () => select(() => false),
   };
   const spot = ({ clientX, clientY }) => {
     const { left, top, width } = picture.getBoundingClientRect();
     return [clientX - left, clientY - top].map((each) => (each * WIDTH) / width);
   };
   const box = h("div.picture", {
-    tabindex: 0, role: "application",
-    "aria-label": "Map: arrow keys go from text to text, space selects, plus and minus zoom, escape selects nothing",
+    tabindex: 0, role: "application", "aria-label": "Map: arrow keys go to other texts, space selects, + and - zoom",
     onpointerdown: (event) => {
       drag = [spot(event)];
       box.setPointerCapture(event.pointerId);
     },
     onpointermove: (event) => {
       const here = spot(event);
-      drag?.push(here);
-      if (drag) return lasso.setAttribute("points", drag.join(" "));
+      if (drag) return lasso.setAttribute("points", (drag = [...drag, here]).join(" "));
       const far = (i) => Math.hypot(on(i)[0] - here[0], on(i)[1] - here[1]);
       const near = orders[0].reduce((a, b) => (far(b) < far(a) ? b : a));
       if (far(near) < 15) go(near);
     },
     onpointerup: () => {
-      if (drag.length > 2) select(where((_, i) => inside(on(i), drag)));
+      if (drag.length > 2) select((i) => inside(on(i), drag));
       lasso.removeAttribute("points");
-      drag = undefined;
+      drag = null;
     },
     onwheel: (event) => {
       event.preventDefault();
@@ -86,26 +81,25 @@ function drawn(texts, { points, explained }) {
       const [axis, step] = STEPS[event.key] ?? [];
       if (!step && !keys[event.key]) return;
       event.preventDefault();
-      if (step) go(orders[axis][orders[axis].indexOf(at) + step]);
+      if (step) go(orders[axis][orders[axis].indexOf(at) + step] ?? at);
       else keys[event.key]();
     },
   }, picture);
   const find = h("input", { type: "search", oninput: () => {
     const words = find.value.toLowerCase();
-    select(where((text) => words && text.toLowerCase().includes(words)));
+    select((_, text) => words && text.toLowerCase().includes(words));
   } });
-  const button = (sign, name, key) => h("button.quiet", { type: "button", "aria-label": name, onclick: keys[key] }, sign);
+  const button = (sign, name, key) => h("button.quiet", { "aria-label": name, onclick: keys[key] }, sign);
   show();
-  select([]);
-  const shares = explained.map((each) => `${Math.round(100 * each)} %`).join(" and ");
+  select(() => false);
   return {
     elements: [
-      h("div.row", {}, h("label", {}, "Select texts with", find), button("+", "Zoom in", "+"), button("−", "Zoom out", "-"), button("1:1", "Show all", 0)),
-      box, told, h("p.muted", {}, `The axes show ${shares} of how the vectors differ. Draw around texts to select them.`), count,
-      h("div.list", { tabindex: 0, role: "region", "aria-label": "Selected texts" }, list),
+      h("div.row", {}, h("label", {}, "Select texts with", find),
+        button("+", "Zoom in", "+"), button("−", "Zoom out", "-"), button("1:1", "Show all", 0)),
+      box, told, h("p.muted", {}, `Draw around texts to select them. The axes show ${Math.round(100 * (across + up))} % of how they differ.`),
+      count, h("div.list", { tabindex: 0, role: "region", "aria-label": "Selected texts" }, list),
     ],
     name: "map",
-    rows: () => [["x", "y", "selected", "text"], ...points.map(([x, y], i) => [x, y, Number(selected.has(i)), texts[i]])],
     items: () => points.map(([x, y], i) => ({ x, y, selected: selected.has(i), text: texts[i] })),
     picture: () => picture,
   };
@@ -113,9 +107,9 @@ function drawn(texts, { points, explained }) {
 
 // Points in the picture's units, both axes to one scale, y upwards.
 function fit(points) {
-  const ends = [0, 1].map((axis) => points.map((point) => point[axis])).map((each) => [Math.min(...each), Math.max(...each)]);
-  const [across, up] = ends.map(([least, most]) => most - least || 1);
-  const scale = Math.min((WIDTH - 2 * EDGE) / across, (HEIGHT - 2 * EDGE) / up);
+  const ends = [0, 1].map((axis) => points.map((point) => point[axis])).map((all) => [Math.min(...all), Math.max(...all)]);
+  const [width, height] = ends.map(([least, most]) => most - least || 1);
+  const scale = Math.min((WIDTH - 2 * EDGE) / width, (HEIGHT - 2 * EDGE) / height);
   const [x0, y0] = ends.map(([least, most]) => (least + most) / 2);
   return points.map(([x, y]) => [WIDTH / 2 + (x - x0) * scale, HEIGHT / 2 - (y - y0) * scale]);
 }
@@ -124,4 +118,4 @@ function fit(points) {
 const inside = ([x, y], corners) => corners.filter(([ax, ay], i) => {
   const [bx, by] = corners.at(i - 1);
   return ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax;
-}).length % 2 === 1;
+}).length % 2;

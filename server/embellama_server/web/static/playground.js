@@ -6,32 +6,25 @@
 
 import { api, BASE, errorNote, h, ms, svg, table } from "./lib.js";
 import { snippets } from "./snippets.js";
-import { choice, pick, textForm } from "./texts.js";
-import { tokenList } from "./tokens.js";
+import { choice, textForm } from "./texts.js";
 
 const DTYPES = ["float", "float16", "int8", "uint8", "binary", "ubinary"];
-const SHOWN = 50; // texts
+const TEXTS = 50; // shown
+const TOKENS = 600; // of a text, until more are asked for: many thousand elements make a page slow
 
 export default function playground(section) {
-  const [tooLong, dtype] = [choice("Too long", ["none", "end", "start", "tokens"]), choice("Dtype", DTYPES)];
+  const [tooLong, dtype] = [choice("Too long", ["", "end", "start", "tokens"]), choice("Dtype", DTYPES)];
   const [limit, dimensions] = [0, 1].map(() => h("input", { type: "number", min: 1 }));
   const limited = h("label", {}, "Tokens to keep", limit);
-  const language = pick("Language", ["curl", "Python", "JavaScript"]);
+  const language = choice("Language", ["curl", "Python", "JavaScript"]);
   const call = h("pre", { tabindex: 0, role: "region", "aria-label": "The call" });
 
-  const body = (given) => {
-    const truncate = limited.hidden ? tooLong.field.value : Number(limit.value);
-    return {
-      ...given,
-      ...(truncate !== "none" && { truncate }),
-      ...(dimensions.value && { dimensions: Number(dimensions.value) }),
-      ...(dtype.field.value !== "float" && { output_dtype: dtype.field.value }),
-    };
-  };
-  const changed = () => {
-    limited.hidden = tooLong.field.value !== "tokens";
-    call.textContent = snippets(BASE, body(form.body()), document.body.dataset.keys === "yes")[language.picked()];
-  };
+  const body = (given) => ({
+    ...given,
+    truncate: (limited.hidden ? tooLong.field.value : Number(limit.value)) || undefined,
+    dimensions: dimensions.value ? Number(dimensions.value) : undefined,
+    output_dtype: dtype.field.selectedIndex ? dtype.field.value : undefined,
+  });
   const fields = [tooLong, limited, h("label", {}, "Dimensions", dimensions), dtype];
   const form = textForm("Embed", fields, async (given, _, signal) => {
     const sent = body(given);
@@ -39,20 +32,22 @@ export default function playground(section) {
     const found = await answer.json();
     return [times(answer.headers, found.usage.total_tokens), await results(sent, found, signal)];
   });
+  const changed = () => {
+    limited.hidden = tooLong.field.value !== "tokens";
+    call.textContent = snippets(BASE, body(form.body()), document.body.dataset.keys === "yes")[language.field.value];
+  };
   const copy = () => {
     getSelection().selectAllChildren(call);
     document.execCommand("copy"); // The newer way is for https alone.
   };
-  section.append(
-    form.element, form.out,
-    h("div.card", {}, h("h2", {}, "The call"),
-      h("div.row", {}, language, h("button.quiet", { type: "button", onclick: copy }, "Copy")), call));
+  section.append(form.element, form.out, h("div.card", {}, h("h2", {}, "The call"),
+    h("div.form", {}, h("div.row", {}, language, h("button.quiet", { onclick: copy }, "Copy"))), call));
   section.oninput = section.onchange = changed;
   changed();
   return form;
 }
 
-// Phases one after another, as bars on one line of time.
+// Phases, one after another.
 function times(headers, nTokens) {
   const of = (name) => Number(headers.get(`x-${name}-time`));
   const total = of("total");
@@ -68,37 +63,31 @@ function times(headers, nTokens) {
     table("Time by phase", ["Phase", "Time#", "When"], rows));
 }
 
-async function results(sent, found, signal) {
-  const inputs = sent.input.slice(0, SHOWN);
-  const json = { model: sent.model, prompt_name: sent.prompt_name, inputs };
-  let tokens, failed;
-  try {
-    tokens = await (await api("tokenize", { json, signal })).json();
-  } catch (error) {
-    if (signal.aborted) throw error;
-    failed = error; // The vectors are here all the same.
-  }
+async function results({ model, prompt_name, input, truncate }, { data, n_tokens, truncated }, signal) {
+  const inputs = input.slice(0, TEXTS);
+  const json = { model, prompt_name, inputs };
+  const tokens = await api("tokenize", { json, signal }).then((answer) => answer.json(), errorNote);
+  signal.throwIfAborted();
+  const tokenized = Array.isArray(tokens); // else they are too many to look at, and the vectors are here all the same
   const items = inputs.map((_, i) => {
-    const nCut = found.truncated[i];
-    return h("li", {},
-      h("p.muted", {}, `${found.n_tokens[i]} tokens${nCut ? `, and ${nCut} that were cut` : ""}`),
-      tokens && tokenList(tokens[i], nCut, sent.truncate === "start"),
-      vector(found.data[i].embedding));
+    const cut = truncated[i] ? `, and ${truncated[i]} that were cut` : "";
+    const numbers = data[i].embedding.slice(0, 8).map((x) => Number(x.toFixed(4)));
+    return h("li", {}, h("p.muted", {}, `${n_tokens[i]} tokens${cut}`),
+      tokenized && tokenList(tokens[i], truncated[i], truncate === "start"),
+      h("code", {}, `${data[i].embedding.length} numbers: ${numbers.join(", ")} …`));
   });
-  const rest = sent.input.length - SHOWN;
-  return h("div.card", {}, h("h2", {}, "Tokens and vectors"), failed && errorNote(failed),
-    h("ol.answers", {}, items), rest > 0 && h("p.muted", {}, `… and ${rest} more texts`));
+  const rest = input.length - TEXTS;
+  return h("div.card", {}, h("h2", {}, "Tokens and vectors"), !tokenized && tokens, h("ol.answers", {}, items),
+    rest > 0 && h("p.muted", {}, `… and ${rest} more texts`));
 }
 
-// A stripe for each number, the stronger the farther it is from zero.
-function vector(numbers) {
-  const most = Math.max(...numbers.map(Math.abs)) || 1;
-  const stripes = h("canvas.stripes", { width: numbers.length, height: 1, "aria-hidden": "true" });
-  const paint = stripes.getContext("2d");
-  numbers.forEach((x, i) => {
-    paint.fillStyle = `hsl(${x < 0 ? 25 : 248} 75% 55% / ${Math.abs(x) / most})`;
-    paint.fillRect(i, 0, 1, 1);
-  });
-  const first = numbers.slice(0, 6).map((x) => Number(x.toFixed(4)));
-  return [stripes, h("code", {}, `${numbers.length} numbers: ${first.join(", ")}${numbers.length > 6 ? ", …" : ""}`)];
+// The tokens of a text. Some were left out at its start or end; special ones around it, without a place, never are.
+function tokenList(tokens, nCut, atStart) {
+  const inner = tokens.flatMap(({ start }, i) => (start === null ? [] : [i]));
+  const cut = new Set(atStart ? inner.slice(0, nCut) : inner.slice(inner.length - nCut));
+  const show = (from, to) => tokens.slice(from, to).map(({ id, text, special }, i) =>
+    h(`${cut.has(from + i) ? "s" : "span"}.token${special ? ".special" : ""}`, { title: `id ${id}` }, h("bdi", {}, text)));
+  const onclick = () => more.replaceWith(...show(TOKENS));
+  const more = h("button.quiet", { onclick }, `Show all ${tokens.length} tokens`);
+  return h("p.tokens", {}, show(0, TOKENS), tokens.length > TOKENS && more);
 }

@@ -1,30 +1,26 @@
 // Texts ranked by a query, with what matched underlined.
 //
-// query, texts ── /v1/rerank ──► an order ── /tokenize, /embed_all of the first ──► for each token of the query the one
-//                                            that is most like it (MaxSim: Khattab and Zaharia, 2020)
+// /v1/rerank ──► an order ── /tokenize, /embed_all of the first ──► what is most like each token of the query (MaxSim)
 
-import { api, h, number, table } from "./lib.js";
+import { api, h, table } from "./lib.js";
 import { best } from "./vectors.js";
 
-const MATCHED = 10; // texts whose tokens are compared: those that anybody looks at
-const MOST_NUMBERS = 1.5e6; // of all tokens' vectors, which come as JSON: some 15 MB
+const MATCHED = 10; // texts whose tokens are compared
+const MOST_NUMBERS = 1.5e6; // in all tokens' vectors, which come as JSON
 
 export async function ranking({ given, model, query, signal }) {
   if (!query.trim()) throw new Error("The query is empty.");
   const texts = given.input;
   const ask = async (path, more) => (await api(path, { json: { model: given.model, ...more }, signal })).json();
   const { results, method } = await ask("v1/rerank", { query, documents: texts, truncate: "end" });
-  const max = Math.max(...results.map((each) => each.relevance_score), 1e-9);
   const items = results.map(({ index, relevance_score: score }) => {
     const text = h("bdi.long", {}, texts[index]);
-    const bar = h("meter", { max, value: Math.max(0, score), "aria-hidden": "true" });
-    return { index, score, text, element: h("li", {}, h("div.row", {}, h("b", {}, score.toFixed(4)), bar), text) };
+    return { index, score, text, element: h("li", {}, h("b", {}, score.toFixed(4)), text) };
   });
   const told = method === "cosine" ? await underline(ask, model, query, texts, items.slice(0, MATCHED)) : "Scored by a reranker.";
   return {
     elements: [h("p.muted", {}, told), h("ol.answers", {}, items.map(({ element }) => element))],
     name: "ranking",
-    rows: () => [["rank", "score", "text"], ...items.map(({ index, score }, i) => [i + 1, score, texts[index]])],
     items: () => items.map(({ index, score }, i) => ({ rank: i + 1, index, score, text: texts[index] })),
   };
 }
@@ -38,10 +34,10 @@ async function underline(ask, model, query, texts, items) {
   const rows = await ask("embed_all", { inputs: sent, truncate: true });
   const [asked, ...read] = rows.map((each, i) => inner(tokens[i], each));
   read.forEach((document, i) => mark(items[i], inputs[i + 1], asked, document));
-  return `Underlined is what is most like a token of the query, in the first ${number(read.length)} texts.`;
+  return `Underlined is what is most like a token of the query, in the first ${read.length} texts.`;
 }
 
-// Tokens of the text itself with their vectors: what was cut has none, and special tokens match everything a little.
+// Tokens of the text itself, but for what was cut, with their vectors: special tokens match everything a little.
 function inner(tokens, rows) {
   const first = tokens.findIndex(({ start }) => start !== null);
   const end = first + rows.length - tokens.filter(({ start }) => start === null).length;
@@ -49,17 +45,18 @@ function inner(tokens, rows) {
 }
 
 function mark({ text, element }, words, asked, document) {
-  const matches = best(asked.rows, document.rows).map((match, i) => ({ ...match, by: asked.tokens[i].text, ...document.tokens[match.place] }));
-  const characters = [...words]; // The server counts characters, not JavaScript's halves of them.
+  const matches = best(asked.rows, document.rows)
+    .map(({ place, alike }, i) => ({ ...document.tokens[place], alike, by: asked.tokens[i].text }));
+  const characters = [...words]; // as the server counts them
+  const between = (start, stop) => characters.slice(start, stop).join("");
   const parts = [];
   let end = 0;
   for (const { start, stop, by, alike } of matches.toSorted((a, b) => a.start - b.start || b.alike - a.alike)) {
-    if (start < end) continue; // Another token of the query has matched the same, and more.
-    const title = `${by} ${alike.toFixed(2)}`;
-    parts.push(characters.slice(end, start).join(""), h(alike > 0.5 ? "u.strong" : "u", { title }, characters.slice(start, stop).join("")));
+    if (start < end) continue; // matched better by another token
+    parts.push(between(end, start), h(alike > 0.5 ? "u.strong" : "u", { title: `${by} ${alike.toFixed(2)}` }, between(start, stop)));
     end = stop;
   }
-  text.replaceChildren(...parts, characters.slice(end).join(""));
+  text.replaceChildren(...parts, between(end));
   const rows = matches.map(({ by, alike, text: found }) => [h("bdi", {}, by), h("bdi", {}, found), alike.toFixed(3)]);
   element.append(h("details", {}, h("summary", {}, "Tokens"), table("Tokens", ["Query", "Most like it", "Cosine#"], rows)));
 }

@@ -2,9 +2,9 @@
 
 import { api } from "./lib.js";
 
-const TEXTS_A_REQUEST = 256; // So that a slow machine answers in time, and it can be said how far it is.
+const TEXTS_A_REQUEST = 256; // so that a slow machine answers in time
 
-// The bytes of a vector for each text, and the server's words for their layout.
+// A vector for each text, as bytes.
 export async function embed(given, dtype, signal, progress) {
   const { input } = given;
   const parts = [];
@@ -30,15 +30,14 @@ export function cosines({ bytes, dim }) {
   return rows.map((a, i) => rows.map((b, j) => (i === j ? 1 : dot(a, b) / (norms[i] * norms[j]))));
 }
 
-// For each row the place of the most alike of others, and how alike it is.
+// For each row the most alike of others.
 export const best = (rows, others) => rows.map((row) => {
   const found = others.map((other) => dot(row, other));
   const alike = Math.max(...found);
   return { alike, place: found.indexOf(alike) };
 });
 
-// An order in which like stand beside like: the two groups that are most alike on average are joined until there is one,
-// each turned so that the ends that meet are as alike as can be.
+// An order with like beside like: the two groups most alike on average are joined, turned so that alike ends meet.
 export function clustered(alike) {
   let groups = alike.map((_, i) => [i]);
   const mean = (a, b) => a.reduce((sum, i) => b.reduce((s, j) => s + alike[i][j], sum), 0) / (a.length * b.length);
