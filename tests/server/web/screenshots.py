@@ -30,6 +30,72 @@ def at_once(page: Page) -> None:
     page.wait_for_timeout(2500)
 
 
+SENTENCES = """A cat sleeps on the sofa.
+The kitten naps in the sun.
+Two dogs run through the park.
+A puppy plays outside.
+Stocks fell sharply on Monday.
+The market lost two percent.
+Investors sold their shares.
+The bank raised its rates.
+She bakes bread every morning.
+The soup needs more salt.
+He cooks pasta for his friends.
+A recipe for apple pie.
+The telescope found a new planet.
+Astronomers watched the eclipse.
+A rocket left for the moon.
+Stars shine at night.""".splitlines()
+
+
+def embed(page: Page) -> None:
+    """Embed some texts, one of them too long."""
+    long = "A text that has more tokens than the model reads is cut, and what was cut is struck out."
+    page.get_by_label("Too long").select_option("tokens")
+    page.get_by_label("Tokens to keep").fill("14")
+    page.locator("#playground textarea").fill(f"{SENTENCES[0]}\n{SENTENCES[12]}\n{long}\nΗ γάτα κοιμάται.")
+    page.get_by_role("button", name="Embed").click()
+    page.locator("#playground .answers").scroll_into_view_if_needed()
+
+
+def compare(page: Page, view: str, given: list[str]) -> None:
+    """Compare texts in a view."""
+    page.get_by_label("View").select_option(view)
+    page.locator("#similarity textarea").evaluate(
+        "(area, text) => { area.value = text; area.dispatchEvent(new Event('input', { bubbles: true })); }",
+        "\n".join(given),
+    )
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="Download CSV").scroll_into_view_if_needed()
+
+
+def heat_map(page: Page) -> None:
+    """Compare sentences each with each, sorted by cluster."""
+    compare(page, "Heat map", sorted(SENTENCES[:12]))
+    page.get_by_label("Sort by cluster").check()
+    page.get_by_role("application").evaluate("(map) => map.parentElement.scrollIntoView({ block: 'start' })")
+
+
+def query(page: Page) -> None:
+    """Rank sentences by a query."""
+    page.get_by_label("View").select_option("Query")
+    page.get_by_role("textbox", name="Query").fill("Where do cats sleep?")
+    compare(page, "Query", SENTENCES)
+    page.get_by_role("textbox", name="Query").evaluate(
+        "(field) => field.parentElement.scrollIntoView({ block: 'start' })"
+    )
+
+
+def text_map(page: Page) -> None:
+    """Lay out many texts in a plane, and select some of them."""
+    kinds = [("cat", "dog", "kitten", "horse"), ("bank", "stock", "bond", "market"), ("bread", "cheese", "soup", "pie")]
+    some = random.Random(1)
+    given = [" ".join(some.sample(kind, 2) + some.sample(SENTENCES[0].split(), 2)) for kind in 150 * kinds]
+    compare(page, "Map", given)
+    page.get_by_label("Select texts with").fill("kitten")
+    page.get_by_role("application").evaluate("(map) => map.parentElement.scrollIntoView({ block: 'start' })")
+
+
 class Shot(NamedTuple):
     """A picture: of which panel, in a window of which size and scheme, after what was done there."""
 
@@ -44,6 +110,10 @@ SHOTS = [
     Shot("pool", "pool"),
     Shot("pool-dark", "pool", scheme="dark"),
     Shot("pool-phone", "pool", (390, 844), "dark"),
+    Shot("playground", "playground", (1280, 1200), prepare=embed),
+    Shot("heat", "similarity", (860, 860), prepare=heat_map),
+    Shot("query", "similarity", (1280, 800), prepare=query),
+    Shot("map", "similarity", (1280, 900), "dark", prepare=text_map),
     Shot("bench", "bench", (1280, 760)),
 ]
 

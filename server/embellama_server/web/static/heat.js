@@ -4,7 +4,7 @@ import { h, svg, table } from "./lib.js";
 import { short } from "./texts.js";
 import { clustered, cosines, embed } from "./vectors.js";
 
-const [LEFT, TOP] = [170, 24];
+const [LEFT, TOP] = [180, 24];
 // Dark violet to bright yellow: seen by everybody, in light and dark.
 const colour = (share) => `hsl(${270 - 215 * share},65%,${18 + 40 * share}%)`;
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -66,7 +66,7 @@ function drawing(texts, alike, order, side) {
   }));
   const labels = order.map((i, at) => {
     const middle = (at + 0.5) * side;
-    const name = svg("tspan", { "unicode-bidi": "isolate" }, short(texts[i], 22));
+    const name = svg("tspan", { "unicode-bidi": "isolate" }, short(texts[i], 19));
     return [word(LEFT - 8, TOP + middle, "end", [name, ` ${i + 1}`]), word(LEFT + middle, TOP - 10, "middle", i + 1)];
   });
   const end = TOP + texts.length * side;

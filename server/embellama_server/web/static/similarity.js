@@ -21,7 +21,10 @@ export default function similarity(section) {
     const found = await draw({ given: { ...given, truncate: "end" }, model, query: query.value, signal, progress });
     return [h("div.card", {}, found.elements, downloads(found))];
   });
-  view.onchange = () => (asked.hidden = view.field.value !== "Query");
+  view.onchange = () => {
+    asked.hidden = view.field.value !== "Query";
+    form.prompt.hidden = !asked.hidden; // A ranking has prompts of its own.
+  };
   section.append(form.element, form.out);
   return form;
 }

@@ -40,7 +40,7 @@ export function textForm(label, fields, work) {
   const button = h("button", { onclick: run }, label);
   const rows = [h("div.row", {}, model, prompt, fields), h("div.row", {}, button, told)];
   const show = () => load().catch((error) => out.replaceChildren(errorNote(error)));
-  return { element: h("div.card.form", {}, elements, rows), out, body, show };
+  return { element: h("div.card.form", {}, elements, rows), out, body, prompt, show };
 }
 
 export function choice(label, words) {
