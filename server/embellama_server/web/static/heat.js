@@ -45,7 +45,7 @@ export async function heatMap({ given, signal, progress }) {
   });
   draw();
   return {
-    elements: [h("label.check", {}, sorted, "Sort by cluster"), box, told, numbers],
+    elements: [h("label.row", {}, sorted, "Sort by cluster"), box, told, numbers],
     name: "similarity",
     items: () => order.map((i) => ({ text: texts[i], cosine: order.map((j) => alike[i][j]) })),
     picture: () => picture,

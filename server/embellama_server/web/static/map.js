@@ -6,7 +6,7 @@ import { api, h, svg } from "./lib.js";
 import { short } from "./texts.js";
 import { embed } from "./vectors.js";
 
-const SHAPE = [1, 12 / 7]; // the picture's width, and what of its height is as long
+const SHAPE = [1, 12 / 7]; // how much wider than high it is
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, -1], ArrowDown: [1, 1] };
 
 export async function textMap({ given, signal, progress }) {
@@ -22,7 +22,7 @@ function drawn(texts, { points, explained: [across, up] }) {
   const ends = orders.map((order, axis) => [order[0], order.at(-1)].map((i) => places[i][axis]));
   const size = 1.1 * Math.max(...ends.map(([least, most], axis) => (most - least) * SHAPE[axis])) || 1;
   const corner = ends.map(([least, most], axis) => (least + most - size / SHAPE[axis]) / 2);
-  // A line of no length with round ends: a dot that zooming does not make larger.
+  // A line of no length, with round ends: zooming makes it no larger.
   const dot = ([x, y], i) => svg("path", { d: `M${x} ${y}h0`, "data-i": i, opacity: 0.7, "vector-effect": "non-scaling-stroke" });
   const dots = places.map(dot);
   const lasso = svg("polygon", { fill: "none", stroke: "currentColor", "stroke-width": 1, "vector-effect": "non-scaling-stroke" });

@@ -1,16 +1,15 @@
 // Playground: texts are embedded, and what became of them is shown.
 //
-// fields ── body ──► /v1/embeddings ──► vectors, times by phase
-//             │      /tokenize ───────► tokens, the cut ones struck out
-//             └─ snippets ──► the call, to copy
+// form ──► /v1/embeddings, /tokenize ──► times by phase, tokens, vectors
+//   └────► snippets: the call, to copy
 
-import { api, BASE, errorNote, h, ms, svg, table } from "./lib.js";
+import { api, bar, BASE, errorNote, h, ms, table } from "./lib.js";
 import { snippets } from "./snippets.js";
 import { choice, textForm } from "./texts.js";
 
 const DTYPES = ["float", "float16", "int8", "uint8", "binary", "ubinary"];
 const TEXTS = 50; // shown
-const TOKENS = 600; // of a text, until more are asked for: many thousand elements make a page slow
+const TOKENS = 600; // of a text, until more are asked for: many thousands are slow
 
 export default function playground(section) {
   const [tooLong, dtype] = [choice("Too long", ["", "end", "start", "tokens"]), choice("Dtype", DTYPES)];
@@ -21,7 +20,7 @@ export default function playground(section) {
 
   const body = (given) => ({
     ...given,
-    truncate: (limited.hidden ? tooLong.field.value : Number(limit.value)) || undefined,
+    truncate: limited.hidden ? tooLong.field.value || undefined : Number(limit.value),
     dimensions: dimensions.value ? Number(dimensions.value) : undefined,
     output_dtype: dtype.field.selectedIndex ? dtype.field.value : undefined,
   });
@@ -47,20 +46,15 @@ export default function playground(section) {
   return form;
 }
 
-// Phases, one after another.
 function times(headers, nTokens) {
+  const names = ["tokenization", "queue", "inference", "encoding"];
   const of = (name) => Number(headers.get(`x-${name}-time`));
-  const total = of("total");
-  let end = 0;
-  const rows = ["tokenization", "queue", "inference", "encoding"].map((name) => {
-    const start = end;
-    end = name === "encoding" ? total : start + of(name); // what is left of the whole
-    const [x, width] = [start, end - start].map((time) => `${Math.max(0, (100 * time) / (total || 1))}%`);
-    return [name, ms(end - start), svg("svg", { "aria-hidden": "true" }, svg("rect", { x, width, height: "100%" }))];
-  });
+  const [total, spent] = [of("total"), names.map(of)];
+  spent[3] = spent.reduce((rest, each) => Math.max(0, rest - each), total);
+  const rows = names.map((name, i) => [name, ms(spent[i]), bar(spent[i] / (total || 1))]);
   const known = `${nTokens} tokens in ${ms(total)}; ${headers.get("x-embellama-cached-tokens")} of them were known before.`;
-  return h("div.card.times", {}, h("h2", {}, "Time by phase"), h("p", {}, known),
-    table("Time by phase", ["Phase", "Time#", "When"], rows));
+  return h("div.card", {}, h("h2", {}, "Time by phase"), h("p", {}, known),
+    table("Time by phase", ["phase", "time#", "share"], rows));
 }
 
 async function results({ model, prompt_name, input, truncate }, { data, n_tokens, truncated }, signal) {
@@ -68,7 +62,7 @@ async function results({ model, prompt_name, input, truncate }, { data, n_tokens
   const json = { model, prompt_name, inputs };
   const tokens = await api("tokenize", { json, signal }).then((answer) => answer.json(), errorNote);
   signal.throwIfAborted();
-  const tokenized = Array.isArray(tokens); // else they are too many to look at, and the vectors are here all the same
+  const tokenized = Array.isArray(tokens); // else they are too many, and the vectors are here all the same
   const items = inputs.map((_, i) => {
     const cut = truncated[i] ? `, and ${truncated[i]} that were cut` : "";
     const numbers = data[i].embedding.slice(0, 8).map((x) => Number(x.toFixed(4)));
@@ -76,9 +70,8 @@ async function results({ model, prompt_name, input, truncate }, { data, n_tokens
       tokenized && tokenList(tokens[i], truncated[i], truncate === "start"),
       h("code", {}, `${data[i].embedding.length} numbers: ${numbers.join(", ")} …`));
   });
-  const rest = input.length - TEXTS;
   return h("div.card", {}, h("h2", {}, "Tokens and vectors"), !tokenized && tokens, h("ol.answers", {}, items),
-    rest > 0 && h("p.muted", {}, `… and ${rest} more texts`));
+    input.length > TEXTS && h("p.muted", {}, `… and ${input.length - TEXTS} more texts`));
 }
 
 // The tokens of a text. Some were left out at its start or end; special ones around it, without a place, never are.

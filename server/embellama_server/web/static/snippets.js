@@ -1,6 +1,6 @@
-// A call of the server, to copy: for curl, Python and JavaScript. `keyed` is whether it asks for keys; nobody's is written.
+// A call, to copy: for curl, Python and JavaScript. `keyed` is whether the server asks for keys; none is ever written.
 
-// What cannot be seen, or turns round what stands beside it, is escaped: in all three that means the same.
+// What cannot be seen, or turns round what is beside it, is escaped, as all three can be.
 const HIDDEN = /[\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
 const literal = (value) => JSON.stringify(value, null, 2).replace(HIDDEN, escaped).replaceAll("\n", "\n  ");

@@ -4,28 +4,29 @@ import { api, errorNote, h } from "./lib.js";
 
 const MOST_BYTES = 8 << 20; // what a server takes in one body by default
 
-// A form whose button starts `work`, or cancels it. `work` gets the form's part of a body, its model as /v1/models has it, a
-// signal that cancels, and a function that says how far it is; it returns what to show in `out`.
+// Its button starts `work`, or cancels it: by a signal. `work` gets the form's part of a body, the model as /v1/models has
+// it, and a function that says how far it is, too; it returns what to show in `out`.
 export function textForm(label, fields, work) {
   const [elements, texts] = textField();
   const [model, prompt] = [choice("Model", []), choice("Prompt", [""])];
   const out = h("div");
   const told = h("span.muted", { role: "status" });
-  let [models, running] = [[]];
+  let [models, known, running] = [[]];
   const chosen = () => models.find(({ id }) => id === model.field.value);
   const body = () => ({ model: model.field.value, input: texts(), prompt_name: prompt.field.value || undefined });
   model.onchange = () => prompt.fill(["", ...chosen().prompts]);
   const load = async () => { // each time it is shown: models come and go
-    const { data } = await (await api("v1/models")).json();
-    if (JSON.stringify(data) === JSON.stringify(models)) return;
-    models = data;
-    model.fill(data.map(({ id }) => id));
+    const text = await (await api("v1/models")).text();
+    if (text === known) return;
+    models = JSON.parse((known = text)).data;
+    model.fill(models.map(({ id }) => id));
     model.field.dispatchEvent(new Event("change", { bubbles: true }));
   };
   const run = async () => {
     if (running) return running.abort();
     const { signal } = (running = new AbortController());
     button.textContent = "Cancel";
+    told.textContent = "…";
     out.replaceChildren();
     try {
       out.append(...(await work(body(), chosen(), signal, (progress) => (told.textContent = progress))));

@@ -2,16 +2,16 @@
 
 import { api } from "./lib.js";
 
-const TEXTS_A_REQUEST = 256; // so that a slow machine answers in time
+const BATCH = 256; // so that a slow machine answers in time
 
 // A vector for each text, as bytes.
 export async function embed(given, dtype, signal, progress) {
   const { input } = given;
   const parts = [];
   let headers;
-  for (let start = 0; start < input.length; start += TEXTS_A_REQUEST) {
+  for (let start = 0; start < input.length; start += BATCH) {
     progress(`${start} of ${input.length} texts …`);
-    const json = { ...given, input: input.slice(start, start + TEXTS_A_REQUEST), output_dtype: dtype };
+    const json = { ...given, input: input.slice(start, start + BATCH), output_dtype: dtype };
     const answer = await api("v1/embeddings", { json, signal, headers: { accept: "application/octet-stream" } });
     headers = answer.headers;
     parts.push(await answer.arrayBuffer());
