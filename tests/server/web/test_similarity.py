@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Locator, Page, expect
 
 from embellama.similarity import cosine, max_sim
-from tests.conftest import Server, running_server
+from tests.conftest import Server, TinyModel, running_server
 from tests.server.web.conftest import LOOKS, OpenPage, check_accessible
 from tests.server.web.test_playground import HOSTILE, fill, open_file
 
@@ -31,9 +31,13 @@ MIXED = [text for pair in zip(CATS, MONEY, strict=True) for text in pair]
 
 
 @pytest.fixture(scope="module")
-def tiny_server(tiny_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("similarity") / "log"
-    with running_server(log, "--model-path", tiny_path, "--workers", "1") as server:
+def tiny_server(tiny_path: str, tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of three models: one with word pieces, one with bytes, and a reranker."""
+    folder = tmp_path_factory.mktemp("similarity")
+    paths = {"tiny": tiny_path, "bytes": tiny("roberta"), "reranker": tiny("bert-reranker")}
+    models = [f'[[models]]\nmodel_path = "{path}"\nmodel_name = "{name}"\n' for name, path in paths.items()]
+    (folder / "three.toml").write_text("\n".join(models))
+    with running_server(folder / "log", "--config", str(folder / "three.toml"), "--workers", "1") as server:
         yield server
 
 
@@ -183,6 +187,21 @@ def test_what_cannot_be_drawn_is_refused(
         open_file(page, *texts) if len(texts) > 1 else fill(page, *texts)
         page.get_by_role("button", name="Compare").click()
         expect(page.locator("#similarity").get_by_role("alert")).to_have_text(message)
+
+
+def test_the_model_that_is_chosen_is_asked(tiny_server: Server, open_page: OpenPage) -> None:
+    with open_page(tiny_server, PATH, told=("400",)) as page:
+        page.get_by_label("Model").locator("visible=true").select_option("bytes")
+        choose(page, "Query")
+        page.get_by_role("textbox", name="Query").fill("red")
+        compare(page, "Query", "blue red", "red 🎈")
+        expect(page.locator("#similarity u").first).to_be_visible()
+        page.get_by_label("Model").locator("visible=true").select_option("reranker")
+        compare(page, "Query", "blue", "red")
+        expect(page.locator("#similarity")).to_contain_text("Scored by a reranker.")
+        choose(page, "Heat map")
+        page.get_by_role("button", name="Compare").click()
+        expect(page.locator("#similarity").get_by_role("alert")).to_contain_text("400: model 'reranker' is a reranker")
 
 
 def test_as_many_texts_as_are_allowed_are_drawn(tiny_server: Server, open_page: OpenPage) -> None:
