@@ -54,7 +54,7 @@ export async function heatMap({ given, signal, progress }) {
 
 function drawing(texts, alike, order, side) {
   const least = Math.min(...alike.flat());
-  const size = Math.min(12, side);
+  const size = Math.min(12, 0.75 * side);
   const word = (x, y, anchor, words, fill = "currentColor") =>
     svg("text", { x, y: y + size / 3, fill, "text-anchor": anchor, "font-size": size, "pointer-events": "none" }, words);
   const cells = order.map((i, row) => order.map((j, column) => {
