@@ -104,6 +104,7 @@ def test_it_is_used_by_keys_alone_and_what_has_the_focus_keeps_it(shown: Server,
             expect(link).to_have_attribute("aria-current", "page")
             expect(page.get_by_role("main")).to_be_focused()
         page.locator("nav [data-panel]").first.press("Enter")
+        expect(page.get_by_role("main")).to_be_focused()
         region = page.get_by_role("region", name="Workers of tiny")
         region.focus()
         misses = page.get_by_role("region", name="Cache of tiny").get_by_role("cell").nth(2)

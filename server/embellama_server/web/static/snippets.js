@@ -7,9 +7,8 @@ const literal = (value) => JSON.stringify(value, null, 2).replace(HIDDEN, escape
 
 export function snippets(base, body, keyed) {
   const url = new URL("v1/embeddings", base).href;
-  const { model, input, dimensions, ...more } = JSON.parse(JSON.stringify(body)); // without what is undefined
-  const extra_body = Object.keys(more).length ? more : undefined;
-  const given = Object.entries({ model, input, encoding_format: "float", dimensions, extra_body }).filter(([, value]) => value);
+  const { model, input, ...more } = body;
+  const extra = literal(more);
   return {
     // A here-document needs no quotes, and may be longer than an argument.
     curl: `curl '${url.replaceAll("'", "%27")}' -H 'content-type: application/json' \\
@@ -21,7 +20,10 @@ END
 
 client = OpenAI(base_url=${literal(url.replace(/\/embeddings$/, ""))}, api_key="${keyed ? "YOUR_KEY" : "none"}")
 answer = client.embeddings.create(
-${given.map(([name, value]) => `  ${name}=${literal(value)},\n`).join("")})
+  model=${literal(model)},
+  input=${literal(input)},
+  encoding_format="float",
+${extra === "{}" ? "" : `  extra_body=${extra},\n`})
 print([item.embedding for item in answer.data])
 `,
     JavaScript: `const response = await fetch(${literal(url)}, {
