@@ -54,17 +54,28 @@ class Caller(NamedTuple):
 ANYONE = Caller()
 
 
+WorkerStage = Literal["starting", "ready", "retired", "stopping", "gone"]
+
+
 class WorkerState(NamedTuple):
     """Time and memory of one worker's place in a pool; a process that replaces another takes its place.
 
-    busy_s: Seconds in which a process there had a batch.
+    busy_s: Seconds in which a process there had a batch, of batches that it has answered.
     memory: The process's memory without the pages of files it maps, in bytes; 0 while there is no process.
     resident: The process's resident memory in bytes.
+    stage: How far the process is in its life; ``gone`` while there is none.
+    pid: Its process id; 0 while there is none.
+    n_restarts: Processes that took the place after the first.
+    computing_s: Seconds for which it has had the batch that it computes now.
     """
 
     busy_s: float
     memory: int
     resident: int
+    stage: WorkerStage = "gone"
+    pid: int = 0
+    n_restarts: int = 0
+    computing_s: float = 0.0
 
 
 class LayerState(NamedTuple):

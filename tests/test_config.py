@@ -131,7 +131,13 @@ def test_every_setting_has_a_working_variable(field: str) -> None:
         "prompts_file": "p.toml",
         "worker_timeout_ms": "500",
     }
-    value |= {"log_format": "json", "access_log": "true", "limits_without_redis": "closed", "open_metrics": "true"}
+    value |= {
+        "log_format": "json",
+        "access_log": "true",
+        "limits_without_redis": "closed",
+        "open_metrics": "true",
+        "page": "false",
+    }
     value |= {"cached_token_price": "0.5", "otlp_endpoint": "http://a:4318", "otlp_sample_ratio": "0.5"}
     value |= {"log_texts": "true", "root_path": "/a", "trusted_proxies": "::1", "cors_origins": "https://a"}
     beside = {"EMBELLAMA_TLS_CERT": "c", "EMBELLAMA_TLS_KEY": "k"}  # neither goes without the other

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import click
 
 from embellama.advice.bench import bench as run_bench
+from embellama.advice.kept import keep
 from embellama.advice.report import chart, check_chart, table
 from embellama.cli.output import Command, json_line, write_line
 from embellama.errors import EmbellamaError
@@ -19,12 +20,13 @@ def bench(seconds: float, as_json: bool, chart_path: str | None, paths: Sequence
     """Say which format of a model, and which settings, are fastest on this machine.
 
     One file is made into F32, F16, BF16 and Q8_0 in a temporary folder; several files are measured as they are. The
-    machine should have nothing else to do.
+    machine should have nothing else to do. The last report is kept: the page of a server on this machine shows it.
     """
     try:
         if chart_path:
             check_chart(chart_path)
         report = run_bench(paths, seconds)
+        keep(report)
         if chart_path:
             chart(report, chart_path)
     except (EmbellamaError, OSError) as error:

@@ -40,7 +40,7 @@ from embellama_server.reading import ClientGone, cancel_when_gone, check_encodin
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ServedModel, ServerState, SubmittedJob
 from embellama_server.telemetry.access import AccessLog
-from embellama_server.web import admin, docs, ollama, openapi, pages
+from embellama_server.web import admin, bench, docs, live, ollama, openapi, page, pages, projection
 
 logger = logging.getLogger("embellama.app")
 
@@ -97,7 +97,10 @@ def build_app(state: ServerState, keyring: Keyring | None = None, batches: Batch
     routes = {path: EmbeddingRoute(state, dialect, path) for dialect in DIALECTS for path in dialect.paths}
     starlette = Starlette(
         routes=[
+            *live.routes(state),
+            *bench.routes(),
             *admin.routes(state),
+            *page.routes(state),
             *pages.routes(state),
             *ollama.routes(state),
             # Names of models may have slashes.
@@ -105,6 +108,7 @@ def build_app(state: ServerState, keyring: Keyring | None = None, batches: Batch
             *job_routes(state, batches),
             *openapi.routes(state),
             *docs.routes(state),
+            *projection.routes(state),
         ],
         exception_handlers={HTTPException: pages.http_error, Exception: pages.unexpected_error},
     )

@@ -26,7 +26,7 @@ SECTIONS = {
     ),
     "Cache": CACHE_SETTINGS,
     "Address": ("host", "port", "tls_cert", "tls_key", "keep_alive_s"),
-    "In front of it": ("root_path", "trusted_proxies", "cors_origins"),
+    "In front of it": ("root_path", "trusted_proxies", "cors_origins", "page"),
     "Limits": ("queue_size", "queue_tokens", "queue_bytes", "max_request_tokens", "max_body_bytes", "timeout_ms"),
     "Batches": ("data_dir", "data_bytes"),
     "Keys": ("keys_file", "cached_token_price", "limits_without_redis", "open_metrics"),

@@ -80,6 +80,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True, forbid_unknown_field
         tuple[str, ...],
         Meta(description="Origins whose web pages may ask this server, such as https://example.com; * for all."),
     ] = ()
+    page: Annotated[bool, Meta(description="Answer browsers that ask for / with a page to look at.")] = True
     num_workers: Annotated[
         int,
         Meta(

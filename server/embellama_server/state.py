@@ -154,6 +154,7 @@ class ServerState:
         tokenizing: The thread for requests that are too long to tokenize on the event loop.
         tokenizing_huge: Another for requests so large that others must not wait for them.
         reading: Timeouts of requests whose body is still coming.
+        at_stop: Called when the server is told to stop, to end what would go on for ever.
         stopping: Whether the server was told to stop.
         n_unanswered: Requests that had arrived when the server stopped, and were not answered in time.
         n_held_bytes: Bytes of requests and replies that are held (`HeldBytes`).
@@ -178,13 +179,16 @@ class ServerState:
             self.serve(model)
         self.tokenizing, self.tokenizing_huge = TokenizeThread(config), TokenizeThread(config)
         self.reading: set[asyncio.Timeout] = set()
+        self.at_stop: list[Callable[[], None]] = []
         self.stopping = False
         self.n_unanswered = 0
         self.n_held_bytes = 0
 
     def stop_reading(self) -> None:
-        """Give up on requests that have not wholly arrived: the server stops."""
+        """Give up on requests that have not wholly arrived, and on endless answers: the server stops."""
         self.stopping = True
+        for end in self.at_stop:
+            end()
         for timeout in self.reading:
             timeout.reschedule(asyncio.get_running_loop().time())
 

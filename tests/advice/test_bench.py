@@ -22,6 +22,7 @@ from embellama.advice.bench import (  # its pure parts, and one that needs a dea
     compare,
 )
 from embellama.advice.candidate import Candidate
+from embellama.advice.kept import kept
 from embellama.advice.report import Report, Row, Setting, table
 from embellama.config import DEFAULT_BATCH_TOKENS
 from embellama.errors import ModelLoadError
@@ -70,12 +71,23 @@ def test_the_most_precise_is_told_by_format_then_by_size() -> None:
     assert _most_precise(rows[3:]) is None
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep reports of tests away from those of whoever runs them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.mark.model
-def test_one_file_is_made_into_the_formats_and_each_is_measured(model_path: str, tmp_path: Path) -> None:
+def test_one_file_is_made_into_the_formats_and_each_is_measured(
+    model_path: str, tmp_path: Path, own_cache: None
+) -> None:
     chart = tmp_path / "chart.svg"
     result = run(BIN / "embellama", "bench", model_path, "--seconds", "3", "--json", "--chart", chart)
     assert result.returncode == 0, result.stderr
     report = msgspec.json.decode(result.stdout, type=Report)
+    last = kept()
+    assert last is not None
+    assert last.report == report
     rows = {row.name: row for row in report.rows}
     assert list(rows) == list(FORMATS)
     assert report.reference == "f32"
@@ -95,7 +107,7 @@ def test_one_file_is_made_into_the_formats_and_each_is_measured(model_path: str,
     assert not [path for path in tmp_path.iterdir() if path != chart]
 
 
-def test_a_format_that_cannot_be_made_is_a_row_that_says_why(tiny_path: str) -> None:
+def test_a_format_that_cannot_be_made_is_a_row_that_says_why(tiny_path: str, own_cache: None) -> None:
     # The tiny model has a token that is not a number, which llama.cpp does not quantize.
     result = run(BIN / "embellama", "bench", tiny_path, "--seconds", "1")
     assert result.returncode == 0, result.stderr

@@ -55,6 +55,7 @@ class TEIEmbedAllBody(msgspec.Struct):
     """Body of ``POST /embed_all``."""
 
     inputs: str | list[str]
+    model: str | None = None  # as /tokenize has it
     truncate: bool | None = None
     truncation_direction: Direction | None = None
     prompt_name: str | None = None
@@ -190,7 +191,8 @@ class TEIEmbedAll(Dialect[ParsedRequest, list[NDArray[Any]]]):
         fields = self._body(body)
         texts = texts_of(fields.inputs, "inputs")
         options = EmbedOptions(prompt=fields.prompt_name, truncate=_truncate(fields))
-        return ParsedRequest(inputs=texts, options=options, sent_as={"input": named("inputs", fields.inputs)})
+        sent_as = {"input": named("inputs", fields.inputs)}
+        return ParsedRequest(inputs=texts, model=fields.model, options=options, sent_as=sent_as)
 
     def job(self, request: ParsedRequest, jobs: Jobs) -> Job[list[NDArray[Any]]]:
         return jobs.tokens(request.inputs, with_prompt_of(jobs, request.options))

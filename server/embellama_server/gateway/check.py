@@ -22,7 +22,7 @@ from embellama_server.problems import InvalidKey, NotAllowed, RateLimited, probl
 from embellama_server.reply import Reply, dumps
 from embellama_server.state import ALLOWED_MODELS, ServerState
 from embellama_server.telemetry.access import ACCESS_FIELDS
-from embellama_server.web import pages
+from embellama_server.web import page, pages
 
 # Paths for balancers and orchestrators, which have no key.
 OPEN_PATHS = ("/livez", "/readyz")
@@ -36,16 +36,20 @@ class KeyCheck:
 
     def __init__(self, app: ASGIApp, state: ServerState, keyring: Keyring):
         self._app, self._state, self._keyring = app, state, keyring
+        self._has_page = state.config.page
         self._open_paths = (*OPEN_PATHS, "/metrics") if state.config.open_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths:
+        if scope["type"] != "http" or self._is_open(scope):
             await self._app(scope, receive, send)
         elif scope["path"] == "/health":
             scope[pages.HEALTH_DETAILS] = self._is_admin(scope)
             await self._app(scope, receive, send)
         else:
             await self._check(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["path"] in self._open_paths or (self._has_page and page.needs_no_key(scope))
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from embellama.backend import Backend
+from embellama_server.telemetry.recent import RecentRequests
 from embellama_server.telemetry.record import PHASES, RequestRecord
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -39,10 +40,12 @@ class Metrics(Collector):
 
     Attributes:
         pools: Each model's back end, by the model's name.
+        recent: The requests of the last minutes, where somebody may look at them.
     """
 
     def __init__(self) -> None:
         self.pools: dict[str, Backend[Any]] = {}
+        self.recent: RecentRequests | None = None
         registry = self._registry = CollectorRegistry()
         PlatformCollector(registry)
         ProcessCollector(registry=registry)
@@ -60,6 +63,8 @@ class Metrics(Collector):
     def request(self, record: RequestRecord) -> None:
         """Count a request, and, if it was answered with success, its texts and how long each of `PHASES` took."""
         self._requests[record.path, str(record.status), record.model] += 1
+        if self.recent:
+            self.recent.add(record)
         if record.status != 200:
             return
         answered = self._answered[record.model]

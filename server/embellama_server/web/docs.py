@@ -1,15 +1,12 @@
-"""The description for people to read: one page of HTML, without scripts, that fetches nothing.
+"""The description for people to read: one page of HTML, without scripts, beside the page at `/`.
 
 openapi.description ── page ──► templates/docs.html ──► /docs
 """
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import msgspec
-from jinja2 import Environment, PackageLoader, Template
-from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -17,7 +14,7 @@ from starlette.routing import Route
 from embellama_server.dialects import DIALECTS
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
-from embellama_server.web import openapi
+from embellama_server.web import html, live, openapi
 
 Schema = dict[str, Any]
 
@@ -49,7 +46,7 @@ class PostSection(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What the page says of an operation other than POST; only what GET reads, without a parameter, is a link."""
+    """What the page says of an operation other than POST; a link if GET reads it to an end, without a parameter."""
 
     method: str
     path: str
@@ -61,14 +58,15 @@ def routes(state: ServerState) -> list[Route]:
     """Return the page's route; its examples ask for the first model."""
 
     async def docs(_: Request) -> Response:
-        return HTMLResponse(page(state.model(None).info.name, state.config.root_path))
+        config = state.config
+        return HTMLResponse(page(state.model(None).info.name, config.root_path, config.page), headers=html.HEADERS)
 
     return [Route("/docs", docs)]
 
 
 @functools.lru_cache(maxsize=4)
-def page(model: str, root_path: str = "") -> str:
-    """Write the page whose examples ask for `model`, and whose links go below `root_path`."""
+def page(model: str, root_path: str = "", has_page: bool = True) -> str:
+    """Write the page whose examples ask for `model`, and whose links go below `root_path`, to the page there if any."""
     description = openapi.description(model, root_path)
     schemas = description["components"]["schemas"]
     dialect_paths = {path for dialect in DIALECTS for path in dialect.paths}
@@ -80,10 +78,14 @@ def page(model: str, root_path: str = "") -> str:
             same.setdefault(str(operation), []).append(path)
         for method in ("get", "post", "put", "delete"):
             if method in operations and not (method == "post" and path in dialect_paths):
-                is_link = method == "get" and "{" not in path
+                is_link = method == "get" and "{" not in path and path != live.EVENTS  # which never ends
                 lines.append(Line(method.upper(), path, operations[method]["summary"], is_link))
     posts = [_section(model, paths, description["paths"][paths[0]]["post"], schemas) for paths in same.values()]
-    return _template().render(
+    return html.render(
+        "docs.html",
+        base=f"{root_path}/",
+        current="docs",
+        has_page=has_page,
         version=description["info"]["version"],
         about=description["info"]["description"],
         posts=posts,
@@ -91,19 +93,6 @@ def page(model: str, root_path: str = "") -> str:
         root_path=root_path,
         errors=sorted({**openapi.ERRORS, "431": openapi.HEAD_TOO_LARGE}.items()),
     )
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("embellama_server.web"), autoescape=True, trim_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["prose"] = _prose
-    return environment.get_template("docs.html")
-
-
-def _prose(text: str) -> Markup:
-    """Write what stands between backquotes as code."""
-    return Markup(re.sub("`(.*?)`", r"<code>\1</code>", escape(text)))
 
 
 def _section(model: str, paths: list[str], operation: Schema, schemas: Schema) -> PostSection:

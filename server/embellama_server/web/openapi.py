@@ -24,7 +24,7 @@ from embellama_server.problems import OpenAIErrorBody
 from embellama_server.reply import JSON
 from embellama_server.state import ServerState
 from embellama_server.telemetry.metrics import CONTENT_TYPE
-from embellama_server.web import admin, pages
+from embellama_server.web import admin, bench, live, pages, projection
 
 ERRORS = {
     "400": "The request is wrong: the message names the field, the value and the limit.",
@@ -55,11 +55,12 @@ KEPT_ERRORS = {
 HEAD_TOO_LARGE = "The request's head is too large."
 
 TEXT, HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 BYTES, FORM = "application/octet-stream", "multipart/form-data"
 
 # Paths that are read with GET: what they give, its content type and its body's type.
 _PAGES: dict[str, tuple[str, str, Any]] = {
-    "/": ("That the server is there.", TEXT, str),
+    "/": ("That the server is there; for a browser, the page.", TEXT, str),
     "/v1/models": ("The models that are served.", JSON, pages.ModelList),
     "/v1/models/{id}": ("One of the models that are served, by name or alias.", JSON, pages.ModelDescription),
     "/models": ("The same as `/v1/models`.", JSON, pages.ModelList),
@@ -74,11 +75,16 @@ _PAGES: dict[str, tuple[str, str, Any]] = {
     "/livez": ("Whether the server is alive.", TEXT, str),
     "/readyz": ("Whether every model has a worker that serves.", TEXT, str),
     "/health": ("How the models' workers are.", JSON, pages.ServerHealth),
+    live.EVENTS: ("How the server is, each second, for administrators: see docs/page.md.", EVENT_STREAM, None),
+    bench.BENCH: ("What `embellama bench` found on this machine, for administrators.", JSON, bench.LastBench),
     admin.MODELS: ("The models that are served, and their workers, for administrators.", JSON, admin.AdminModelList),
     "/metrics": ("Counts and times, for Prometheus.", CONTENT_TYPE, str),
     "/openapi.json": ("This description.", JSON, dict[str, Any]),
     "/docs": ("This description, to be read.", HTML, str),
 }
+
+# Paths that give others than the first kind of answer, where `accept` likes them better.
+_OTHER_TYPES = {"/": (HTML,)}
 
 # Operations on files and batches: what they give, its content type and its body's type, and how else they answer.
 _KEPT: dict[tuple[str, str], tuple[str, str, Any, str]] = {
@@ -137,6 +143,7 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
     }
     for path in _PAGES:
         paths.setdefault(path, {}).update(get=_get(path), head=_head(path))
+    paths[projection.PATH] = {"post": _project()}
     paths[admin.MODEL] = {"put": _load_model(), "delete": _unload_model()}
     for method, path in _KEPT:
         paths.setdefault(path, {})[method] = _kept(method, path)
@@ -170,9 +177,15 @@ def description(model: str, root_path: str = "") -> dict[str, Any]:
 @functools.cache
 def _schemas() -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """Describe every type that is mentioned; return its schema by type, and the components that schemas refer to."""
-    types: list[Any] = [OpenAIErrorBody, admin.AdminModel, admin.UnloadedModel, jobs.CreateBatchBody]
+    types: list[Any] = [
+        OpenAIErrorBody,
+        projection.ProjectionAnswer,
+        admin.AdminModel,
+        admin.UnloadedModel,
+        jobs.CreateBatchBody,
+    ]
     types += [kind for _, _, kind, _ in _KEPT.values() if kind is not None]
-    types += [kind for _, _, kind in _PAGES.values()]
+    types += [kind for _, _, kind in _PAGES.values() if kind is not None]
     for dialect in DIALECTS:
         types += [dialect.body_type, dialect.error_body, *dialect.answers.values()]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
@@ -200,12 +213,15 @@ def _post(dialect: Dialect[Any, Any], path: str, model: str) -> dict[str, Any]:
 
 def _get(path: str) -> dict[str, Any]:
     about, content_type, kind = _PAGES[path]
-    content = _content({content_type: kind})
+    content = _content(dict.fromkeys((content_type, *_OTHER_TYPES.get(path, ())), kind))
     answers = {"200": {"description": about, "content": content}, "431": _error(HEAD_TOO_LARGE)}
     if path in _NOT_WELL:
         answers["503"] = {"description": "It is not.", "content": content}
     if path in _MAY_BE_MISSING:
         answers["404"] = _error(CHANGE_ERRORS["404"] if path == admin.MODELS else ERRORS["404"])
+    if path == live.EVENTS:
+        answers |= {"404": _error("There is no page, with `--no-page`."), "503": _error("Too many look already.")}
+        answers["503"]["headers"] = _RETRY_AFTER
     return _operation("get", path, about, answers)
 
 
@@ -221,6 +237,19 @@ def _load_model() -> dict[str, Any]:
 def _unload_model() -> dict[str, Any]:
     about = "Stop serving a model, once its requests are answered; for administrators."
     return _operation("delete", admin.MODEL, about, _changed(admin.UnloadedModel, CHANGE_ERRORS))
+
+
+def _project() -> dict[str, Any]:
+    about = "Points in a plane for vectors: the body and the two headers of an answer of `/v1/embeddings` in bytes."
+    wrong = ("400", "408", "413", "415", "503", "504")
+    answers = _changed(projection.ProjectionAnswer, {status: ERRORS[status] for status in wrong})
+    operation = _operation("post", projection.PATH, about, answers)
+    operation["requestBody"] = {"required": True, "content": {BYTES: {"schema": {**_STRING, "format": "binary"}}}}
+    schemas = {projection.SHAPE: _STRING, projection.DTYPE: {"enum": [*projection.DTYPES]}}
+    operation["parameters"] = [
+        {"name": name, "in": "header", "required": True, "schema": schema} for name, schema in schemas.items()
+    ]
+    return operation
 
 
 def _kept(method: str, path: str) -> dict[str, Any]:
@@ -269,8 +298,7 @@ def _changed(kind: Any, errors: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _head(path: str) -> dict[str, Any]:
-    statuses = ["200", *(["503"] if path in _NOT_WELL else []), *(["404"] if path in _MAY_BE_MISSING else []), "431"]
-    answers = {status: {"description": "As `GET`, without the body."} for status in statuses}
+    answers = {status: {"description": "As `GET`, without the body."} for status in _get(path)["responses"]}
     return _operation("head", path, "The head of what `GET` answers.", answers)
 
 

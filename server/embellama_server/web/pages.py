@@ -1,7 +1,6 @@
 """Pages that need no model to compute anything: lists, health, metrics.
 
-ServerState ──► GET /                                 that the server is there
-            ──► GET /v1/models, /info ……              what is served, in each dialect's words
+ServerState ──► GET /v1/models, /info ……              what is served, in each dialect's words
             ──► GET /livez, /readyz, /health          alive; ready; how the workers are
             ──► GET /metrics                          for Prometheus
 """
@@ -108,8 +107,6 @@ def routes(state: ServerState) -> list[Route]:
     """Return the pages' routes."""
     pages = _Pages(state)
     return [
-        # POST is a dialect's, and does not come here; `allow` names it.
-        Route("/", pages.root, methods=["GET", "POST"]),
         *(Route(path, pages.models) for path in MODEL_LISTS),
         *(Route(f"{path}/{{id:path}}", pages.model) for path in MODEL_LISTS if path != "/models"),
         Route("/info", pages.info),
@@ -154,10 +151,6 @@ class _Pages:
 
     def __init__(self, state: ServerState):
         self._state = state
-
-    async def root(self, _: Request) -> Response:
-        """Answer those who ask whether there is a server at all, as Ollama does."""
-        return Response("embellama is running", media_type="text/plain")
 
     async def models(self, request: Request) -> Response:
         models = self._state.models_allowed(allowed_models(request))

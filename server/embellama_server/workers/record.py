@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from embellama.backend import WorkerStage
 from embellama.batch import Batch
 from embellama_server.workers.process import STOP_S, Process
 from embellama_server.workers.restarts import pause_s
@@ -67,7 +68,7 @@ class WorkerRecord:
     def __init__(self, number: int, place: int, now: float, n_fruitless: int, replaces: "WorkerRecord | None"):
         self.number = number
         self.place = place
-        self.state: Literal["starting", "ready", "retired", "stopping", "gone"] = "starting"
+        self.state: WorkerStage = "starting"
         self.started_at = self.heard_at = self.canary_at = now
         self.stopped_at = 0.0
         self.held: deque[HeldBatch] = deque()
@@ -85,6 +86,10 @@ class WorkerRecord:
     def is_at_canary(self) -> bool:
         """Whether it is computing its canary, and holds batches that wait for that."""
         return self.canary_sent and bool(self.held) and self.canary_at <= self.held[0].sent_at
+
+    def computing_s(self, now: float) -> float:
+        """Return for how long it has had the batch that it computes; 0 while it has none."""
+        return max(now - max(self.held[0].sent_at, self.heard_at), 0.0) if self.held else 0.0
 
     def stop(self, now: float) -> None:
         """Ask the process to exit once it has computed the batches it holds."""

@@ -116,8 +116,8 @@ class Supervisor:
 
     @property
     def states(self) -> list[WorkerState]:
-        """Busy time and memory of each place; while a worker is being replaced, its successor has a place too."""
-        return self._places.states(self._workers.values())
+        """The use of each place; while a worker is being replaced, its successor has a place too."""
+        return self._places.states(self._workers.values(), self._loop.time() if self._workers else 0.0)
 
     def start(self) -> "asyncio.Future[None]":
         """Start the workers, in the running event loop.
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _start(self, n_fruitless: int = 0, replaces: WorkerRecord | None = None) -> WorkerRecord:
         self._number += 1
-        place = self._places.lowest_free(self._workers.values())
+        place = self._places.take(self._workers.values())
         worker = WorkerRecord(self._number, place, self._loop.time(), n_fruitless, replaces)
         worker.process = self._launch(
             self._shared, worker.number, lambda reply: self._on_reply(worker, reply), lambda: self._on_close(worker)

@@ -266,7 +266,7 @@ def test_the_model_is_said_to_fail_once(http: httpx.Client) -> None:
             (f"/{path}", field, {"inputs": "red"})
             for path, fields in {
                 "embed": ("normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"),
-                "embed_all": ("truncate", "truncation_direction", "prompt_name"),
+                "embed_all": ("model", "truncate", "truncation_direction", "prompt_name"),
                 "tokenize": ("add_special_tokens", "prompt_name", "model"),
             }.items()
             for field in fields
