@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -30,6 +31,9 @@ from embellama.errors import ConfigError, EmbellamaError
 from embellama.gguf.weights import Weights
 from embellama.jobs import Jobs
 from embellama.options import EmbedOptions
+
+# A head that does not answer within so long is not there.
+CONNECT_S = 10.0
 
 # Parts for each actor: one that it computes, and one that waits here until it has.
 PARTS_AN_ACTOR = 2
@@ -58,7 +62,7 @@ class RayBackend:
             cpus = [n for n in nodes if n >= 1]
             if not cpus:
                 raise ConfigError(f"ray is {config.ray!r}: its nodes have {nodes} CPUs, and an actor needs 1")
-            engine = for_cpus(as_before(config.engine, settings), min(cpus))
+            engine = _with_absolute_paths(for_cpus(as_before(config.engine, settings), min(cpus)))
             n_cpus = engine.num_workers * engine.n_threads
             most = sum(math.floor(n / n_cpus) for n in cpus)
             if not most:
@@ -70,7 +74,8 @@ class RayBackend:
             self._pool = ActorPool(
                 PartComputer, (engine, options, settings), n_cpus, min(config.ray_actors or most, most)
             )
-            self._dim, self._facts = self._pool.first
+            self._dim: int = self._pool.first[0]
+            self._facts: dict[str, object] = self._pool.first[1]
         except BaseException:
             self.close()
             raise
@@ -120,7 +125,7 @@ class PartComputer:
         except EmbellamaError as error:  # told to who asks: Ray would only say that the actor died
             self._failed = error
 
-    @ray.method(max_task_retries=-1)
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
     def describe(self) -> tuple[int, dict[str, object]]:
         """Return `EngineBackend.dim` and `EngineBackend.facts`, or raise why there is no model."""
         if self._failed:
@@ -143,6 +148,13 @@ def loaded(
         return EngineBackend(config, options, settings, cached=cached)
 
 
+def _with_absolute_paths(config: EngineConfig) -> EngineConfig:
+    """Make paths absolute, as actors run in other folders."""
+    paths = {name: getattr(config, name) for name in ("model_path", "prompts_file")}
+    absolute = {name: os.path.abspath(path) for name, path in paths.items() if path and "://" not in path}
+    return msgspec.structs.replace(config, **absolute)
+
+
 def _join(address: str) -> bool:
     """Join a cluster, unless this process is in one; return whether it was joined here."""
     if ray.is_initialized():
@@ -150,14 +162,12 @@ def _join(address: str) -> bool:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a job that is run here tells nobody
     try:
+        if ":" in address:  # Ray asks an address where nobody is for minutes, and then ends the process
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        options = {"include_dashboard": False} if address == "local" else {}
         with contextlib.redirect_stdout(None):
-            ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=_dashboard(address)
-            )
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ConfigError(f"ray is {address!r}: {str(error).strip() or type(error).__name__}") from None
     return True
-
-
-def _dashboard(address: str) -> bool | None:
-    return False if address == "local" else None
