@@ -7,7 +7,6 @@ ds.map_batches(EmbedTexts, …) ──► an actor: model fetched and loaded ─
 Needs the extra `ray`. See docs/scale.md.
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from embellama.bulk.extra import arrow, extra
 from embellama.bulk.fetch import check_weights, fetched
 from embellama.bulk.rows import NoText
 from embellama.bulk.writers import numbers_of, outcome_columns
-from embellama.config import EngineConfig, convert
+from embellama.config import EngineConfig, convert, n_cores
 from embellama.errors import ConfigError
 from embellama.options import EmbedOptions
 
@@ -101,8 +100,8 @@ def _texts(batch: "pa.Table", column: str) -> list[str | None]:
 
 
 def _n_cpus() -> float:
-    """Return how many CPUs this actor was given; all of the machine's outside of one."""
+    """Return how many CPUs this actor was given; all of this machine's outside of one."""
     ray = extra("ray", "actors", "ray")
-    if not ray.is_initialized():
-        return os.cpu_count() or 1
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return n_cores()
     return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0))

@@ -1,12 +1,20 @@
 """A Ray cluster of several nodes on this machine, started when the first test wants it."""
 
+import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+
+# What Ray's own modules warn of when they are imported is not ours.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for name in ("ray.data", "ray.serve"):
+        importlib.import_module(name)
 
 # The least that Ray takes.
 STORE_BYTES = 80_000_000
