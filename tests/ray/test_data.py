@@ -20,7 +20,7 @@ from embellama import EmbeddingEngine, EngineConfig
 from embellama.errors import EmbellamaError
 from embellama.ray import EmbedTexts
 from tests.conftest import wait_until
-from tests.ray.conftest import FIXED, STORE_BYTES, node
+from tests.ray.conftest import FIXED, STORE_BYTES, node, spelled
 from tests.ray.slow import SlowEmbedTexts
 
 # On one CPU each.
@@ -85,7 +85,7 @@ def test_an_actor_and_a_node_are_killed_and_every_row_comes_once(
     n = 2000
 
     def with_text(batch: pa.Table) -> pa.Table:
-        return batch.append_column("text", pa.array([f"red {i}" for i in batch["id"].to_pylist()]))
+        return batch.append_column("text", pa.array([spelled(i) for i in batch["id"].to_pylist()]))
 
     made = (
         ray.data.range(n, override_num_blocks=40)
@@ -116,7 +116,7 @@ def test_an_actor_and_a_node_are_killed_and_every_row_comes_once(
 
 def test_a_data_set_larger_than_the_object_store_streams(cluster: Cluster, tiny_path: str) -> None:
     def with_text(batch: pa.Table) -> pa.Table:
-        batch = batch.append_column("text", pa.array([f"red {i}" for i in batch["id"].to_pylist()]))
+        batch = batch.append_column("text", pa.array([spelled(i) for i in batch["id"].to_pylist()]))
         return batch.append_column("beside", pa.array([bytes(ROW_BYTES)] * len(batch)))
 
     assert len(ray.nodes()) * STORE_BYTES < N_ROWS * ROW_BYTES
