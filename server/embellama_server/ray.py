@@ -60,14 +60,18 @@ def app(args: dict[str, Any]) -> serve.Application:
         ConfigError: A setting is wrong, or means nothing here.
     """
     config = settings_of(args)
-    deployment = serve.deployment(serve.ingress()(Replica)).options(
+    return deployment_of(config).bind(config)
+
+
+def deployment_of(config: ServerConfig) -> serve.Deployment:
+    """Return the deployment of replicas with a config, which is bound to it; Serve's own options are its `options`'."""
+    return serve.deployment(serve.ingress()(Replica)).options(
         name="Embellama",
         max_ongoing_requests=ONGOING * config.queue_size,
         graceful_shutdown_timeout_s=config.drain_timeout_ms / 1000 + END_S,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"enable_access_log": False},  # `access_log` writes one that tells more
     )
-    return deployment.bind(config)
 
 
 def settings_of(args: Mapping[str, Any]) -> ServerConfig:

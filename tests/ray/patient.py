@@ -14,5 +14,5 @@ SERVER = (
 
 class PatientEmbedTexts(EmbedTexts):
     def __init__(self, **settings: Any):
-        embellama.cache.backend.READ_S = 60.0
+        vars(embellama.cache.backend)["READ_S"] = 60.0
         super().__init__(**settings)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.data
@@ -19,7 +20,7 @@ from ray.cluster_utils import Cluster
 from embellama import EmbeddingEngine, EngineConfig
 from embellama.errors import EmbellamaError
 from embellama.ray import EmbedTexts
-from tests.conftest import wait_until
+from tests.conftest import ROOT, wait_until
 from tests.ray.conftest import FIXED, STORE_BYTES, node, spelled
 from tests.ray.slow import SlowEmbedTexts
 
@@ -82,7 +83,7 @@ def test_an_actor_and_a_node_are_killed_and_every_row_comes_once(
     cluster: Cluster, tiny_path: str, tmp_path: Path
 ) -> None:
     doomed = cluster.add_node(**node(1))
-    n = 2000
+    n = 1000
 
     def with_text(batch: pa.Table) -> pa.Table:
         return batch.append_column("text", pa.array([spelled(i) for i in batch["id"].to_pylist()]))
@@ -154,6 +155,22 @@ def test_what_is_wrong_is_told(cluster: Cluster, tiny_path: str, settings: dict[
     batch = pa.table({"number": [1], "text": ["red"]})
     with pytest.raises(EmbellamaError, match=re.escape(told)):
         EmbedTexts(**{"model_path": tiny_path, **FIXED, **settings})(batch)
+
+
+@pytest.mark.model
+def test_the_documents_examples_run(cluster: Cluster, model_path: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scale.md").read_text().partition("## Ray Data")[2].partition("## Ray Serve")[0]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": range(20), "text": [f"note {i}" for i in range(20)]}), tmp_path / "in" / "0.parquet")
+    variables: dict[str, Any] = {}
+    context = ray.data.DataContext.get_current()
+    try:
+        for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(program.replace("models/minilm.gguf", model_path).replace("/shared", str(tmp_path)), variables)
+    finally:
+        context.checkpoint_config = None
+    assert [len(row["embedding"] or ()) for row in variables["rows"]] == [128, 0]
+    assert sorted(pq.read_table(tmp_path / "out")["id"].to_pylist()) == list(range(20))
 
 
 def test_an_error_reaches_who_asked(cluster: Cluster, tiny_path: str) -> None:

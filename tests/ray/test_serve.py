@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import openai
 import psutil
 import pytest
-import yaml
 from embellama_server.ray import BUSY, WAIT, WaitPolicy, settings_of
 from ray.cluster_utils import Cluster
 
@@ -25,7 +25,7 @@ from tests.programs import free_port, running
 from tests.server.test_clients import run_program
 
 # Long enough for a replica to be found dead, and another one to have loaded its model.
-LOAD_S = 8.0
+LOAD_S = 5.0
 
 N_CLIENTS = 6
 
@@ -47,7 +47,7 @@ BODIES: dict[str, Any] = {
 def served(cluster: Cluster, model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two replicas of the default model with a CPU each, below a prefix, and room for one more."""
     folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    config = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
+    config = msgspec.yaml.decode((ROOT / "deploy" / "ray" / "serve.yaml").read_bytes())
     config["proxy_location"] = "HeadOnly"  # both nodes of the tests have the same ports
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     [application] = config["applications"]
@@ -57,7 +57,7 @@ def served(cluster: Cluster, model_path: str, tmp_path_factory: pytest.TempPathF
     deployment["ray_actor_options"]["num_cpus"] = 1
     deployment["autoscaling_config"] |= {"max_replicas": 3, "upscale_delay_s": 0, "look_back_period_s": 1}
     deployment["autoscaling_config"]["policy"]["policy_kwargs"]["target_wait_s"] = 1e-6
-    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    (folder / "serve.yaml").write_bytes(msgspec.yaml.encode(config))
     url = f"http://127.0.0.1:{port}/below"
 
     def ready() -> bool:
@@ -181,7 +181,9 @@ def test_the_policy_adds_by_the_wait_and_takes_away_by_the_share_of_time_used(
 ) -> None:
     metrics = {WAIT: dict(enumerate(waits)), BUSY: dict(enumerate(busy))}
     context = SimpleNamespace(current_num_replicas=2, target_num_replicas=2, aggregated_metrics=metrics)
-    assert WaitPolicy()(context) == (pytest.approx(wanted), {})
+    found, state = WaitPolicy()(context)
+    assert found == pytest.approx(wanted)
+    assert not state
 
 
 def test_the_policy_keeps_what_is_there_while_nothing_is_known() -> None:
