@@ -53,7 +53,7 @@ def expected(model_path: str, texts: list[str], **settings: Any) -> NDArray[np.f
 @pytest.mark.model
 def test_vectors_are_those_of_the_engine_and_rows_keep_their_columns(cluster: Cluster, model_path: str) -> None:
     texts = [f"The train to platform {i} leaves at nine." for i in range(400)]
-    table = embedded(texts, model_path=model_path, num_workers=1)
+    table = embedded(texts, model_path=model_path, **FIXED)
     assert table["text"].to_pylist() == texts
     assert table["error_code"].null_count == len(texts)
     assert min(table["n_tokens"].to_pylist()) >= 9
