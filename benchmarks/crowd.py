@@ -27,8 +27,8 @@ import orjson
 import uvicorn
 import uvloop
 from embellama_server.app import build_app
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from numpy.typing import NDArray
 
 from benchmarks import texts

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import uvloop
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 
 from benchmarks import texts
 from benchmarks.compare import ROOT, machine

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import uvloop
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from embellama_server.workers.worker import HOOK
 
 from benchmarks import load, texts

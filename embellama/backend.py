@@ -130,6 +130,11 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str = ""
     cache: tuple[LayerState, ...] = ()
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds of work that waits, at the rate measured lately; 0 if that is unknown."""
+        return self.waiting_tokens / self.rate if self.rate else 0.0
+
 
 class Backend(Protocol[RowsFuture]):
     """Computes rows of texts."""

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 from embellama_server.app import build_app
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from embellama_server.state import ServedModel, ServerState
 from embellama_server.workers.dispatcher import Dispatcher
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embellama import ConfigError, EngineConfig
+from embellama.bulk.cluster import ClusterConfig
 from embellama.cli.flags import config_options, defaults, flags, left_out_variables, variable
 from embellama.config import convert, n_cores
 from tests.conftest import ROOT, tracked
@@ -192,11 +193,14 @@ def test_every_setting_is_read_somewhere(field: str) -> None:
     pytest.fail(f"nobody reads {field}")
 
 
-def test_every_setting_is_documented() -> None:
+@pytest.mark.parametrize("kind", [ServerConfig, ClusterConfig])
+def test_every_setting_is_documented(kind: type[EngineConfig]) -> None:
     rows = (ROOT / "docs" / "settings.md").read_text().splitlines()
-    schema = msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]
-    for field, name in flags(ServerConfig).items():
-        shown_default = "required" if "default" not in schema[field] else defaults(ServerConfig)[field] or "—"
+    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    for field, name in flags(kind).items():
+        if kind is ClusterConfig and field in EngineConfig.__struct_fields__:
+            continue  # as the server's, in its words
+        shown_default = "required" if "default" not in schema[field] else defaults(kind)[field] or "—"
         row = f"| `--{name}` | `{variable(name)}` | {shown_default} | {schema[field]['description']} |"
         assert row in rows
 

@@ -24,13 +24,14 @@ from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, check_number
 from embellama.halves import by_halves
-from embellama.jobs import Job
+from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
 from embellama.text.prompt import Prompt
 
 Result = TypeVar("Result")
+AnyEngine = TypeVar("AnyEngine", bound=EngineConfig)
 
 # The settings of a model that its vectors depend on, down to their last digits.
 SETTINGS = (
@@ -78,6 +79,10 @@ class BulkBackend(Protocol):
     def dim(self) -> int:
         """Numbers of a vector, before `dtype`."""
 
+    @property
+    def n_parts(self) -> int:
+        """Parts that it should have at once: what one of them waits for, others can use."""
+
     def facts(self) -> dict[str, object]:
         """Return, by name, what vectors depend on beside texts and options: weights, versions, kernels."""
 
@@ -96,15 +101,25 @@ class BulkBackend(Protocol):
 
 
 class EngineBackend:
-    """Computes parts with a model in this process."""
+    """Computes parts with a model in this process.
 
-    def __init__(self, config: EngineConfig, options: EmbedOptions, settings: Mapping[str, Any]):
+    Attributes:
+        n_parts: One part is with the model at a time.
+    """
+
+    n_parts = 1
+
+    def __init__(
+        self, config: EngineConfig, options: EmbedOptions, settings: Mapping[str, Any], *, cached: bool = False
+    ):
         """Load a model.
 
         Args:
             config: Its settings.
             options: How texts are read and vectors written.
             settings: Of `SETTINGS`, what takes the place of what `config` leaves to embellama.
+            cached: Whether rows come from the cache of `config` and go into it. Their last digits are then those of
+                whatever they were first computed beside.
 
         Raises:
             ConfigError, ModelLoadError: As `EmbeddingEngine.load_model` does.
@@ -113,11 +128,11 @@ class EngineBackend:
         self._options = options
         self._running: Future[Any] | None = None
         self._closing = False
-        left = {name: value for name, value in settings.items() if getattr(config, name) in (0, "auto")}
-        config = msgspec.structs.replace(config, **left).checked()
+        config = as_before(config, settings).checked()
         # No cache: of two equal texts in two parts, one would have the other's last digits, unless a run began between
         # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
-        self._model = LoadedModel(msgspec.structs.replace(config, n_threads=config.n_threads_busy, **NO_CACHE))
+        config = msgspec.structs.replace(config, n_threads=config.n_threads_busy, **({} if cached else NO_CACHE))
+        self._model = LoadedModel(config)
         self._thread = ThreadPoolExecutor(1, "bulk")
         try:
             self._model.jobs.encode(["a"], options)  # options that are wrong are found before any work
@@ -132,38 +147,20 @@ class EngineBackend:
 
     def facts(self) -> dict[str, object]:
         """Return what vectors depend on, as `BulkBackend.facts` says."""
-        config, prompt = self._model.config, self._prompt
+        config = self._model.config
+        prompt = _prompt(self._model.jobs, self._options)
         return {
             "name": config.model_name,
             "weights_sha256": weights_hash(config.model_path).hex(),
             "settings": {name: getattr(config, name) for name in SETTINGS},
-            "prompt": self._written_prompt(),
+            "prompt": _written(prompt, self._options),
             "prompt_identity": prompt.identity if prompt else "",
             "versions": {name: importlib.metadata.version(name) for name in ("embellama", "llama-cpp-python", "numpy")},
         }
 
-    @property
-    def _prompt(self) -> Prompt | None:
-        name = self._options.prompt
-        return None if name is None else self._model.jobs.prompts[name]
-
-    def _written_prompt(self) -> str:
-        """Return the prompt around a text, with its fields."""
-        prompt = self._prompt
-        return "{text}".join(prompt.around(self._options.fields or {})) if prompt else "{text}"
-
     def chunker(self, job: BulkJob) -> Chunker | None:
         """Return what cuts documents into chunks, as `BulkBackend.chunker` says."""
-        if job.chunk_tokens is None:
-            return None
-        tokenizer = self._model.jobs.tokenizer
-        around = len(tokenizer.bare([self._written_prompt().replace("{text}", "a")])[0]) - len(tokenizer.bare(["a"])[0])
-        most = tokenizer.limit - tokenizer.n_special - around
-        told = (
-            f"this model reads {tokenizer.limit} tokens, of which {tokenizer.limit - most} are special or its prompt's"
-        )
-        check_number("chunk_tokens", job.chunk_tokens, told, 1, most)
-        return Chunker(tokenizer, job.chunk_tokens, job.chunk_overlap, late=job.late_chunking)
+        return chunker_of(self._model.jobs, job)
 
     def submit(self, texts: Sequence[Text]) -> "Future[list[Outcome]]":
         """Compute texts, as `BulkBackend.submit` says, after those submitted before."""
@@ -229,6 +226,38 @@ class EngineBackend:
             return job.finish(future.result())
         except EmbeddingFailed as error:
             raise job.named(error) from None
+
+
+def as_before(config: AnyEngine, settings: Mapping[str, Any]) -> AnyEngine:
+    """Return a config with earlier `SETTINGS` in the place of what it leaves to embellama."""
+    left = {name: value for name, value in settings.items() if getattr(config, name) in (0, "auto")}
+    return msgspec.structs.replace(config, **left)
+
+
+def chunker_of(jobs: Jobs, job: BulkJob) -> Chunker | None:
+    """Return what cuts documents into chunks of a model's tokens, as a job says; None if it wants none.
+
+    Raises:
+        InputError: The model does not read as many tokens.
+    """
+    if job.chunk_tokens is None:
+        return None
+    tokenizer = jobs.tokenizer
+    written = _written(_prompt(jobs, job), job)
+    around = len(tokenizer.bare([written.replace("{text}", "a")])[0]) - len(tokenizer.bare(["a"])[0])
+    most = tokenizer.limit - tokenizer.n_special - around
+    told = f"this model reads {tokenizer.limit} tokens, of which {tokenizer.limit - most} are special or its prompt's"
+    check_number("chunk_tokens", job.chunk_tokens, told, 1, most)
+    return Chunker(tokenizer, job.chunk_tokens, job.chunk_overlap, late=job.late_chunking)
+
+
+def _prompt(jobs: Jobs, options: EmbedOptions) -> Prompt | None:
+    return None if options.prompt is None else jobs.prompts[options.prompt]
+
+
+def _written(prompt: Prompt | None, options: EmbedOptions) -> str:
+    """Return the prompt around a text, with its fields."""
+    return "{text}".join(prompt.around(options.fields or {})) if prompt else "{text}"
 
 
 def _embedded(found: Embeddings) -> list[Outcome]:

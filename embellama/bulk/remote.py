@@ -24,7 +24,13 @@ SAME = 0.02
 
 
 class RemoteBackend:
-    """Computes parts with other servers."""
+    """Computes parts with other servers.
+
+    Attributes:
+        n_parts: One part is with the servers at a time.
+    """
+
+    n_parts = 1
 
     def __init__(self, config: RemoteConfig, options: EmbedOptions, earlier: Mapping[str, Any]):
         """Ask the servers which model they have.

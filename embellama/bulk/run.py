@@ -4,18 +4,18 @@ inputs ── a thread: rows_of, parts_of ──► one part ahead ──► Bul
                                                                                                         │
                                              Manifest: where to go on ◄── once the part is on disk ◄────╯
 
-While a part is computed, the one before is written and the next one is read: three are held, whatever the input.
+While a part is computed, the one before is written and the next one is read: three are held, whatever the input; on a
+cluster, `BulkBackend.n_parts` and two.
 A run that is ended at any moment, also by losing power, leaves a manifest that says how much of the output counts. What
 comes after that is cut off, and computed again in the same parts.
 """
 
 import contextlib
 import importlib.metadata
-import itertools
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -185,14 +185,16 @@ class _Submitted(NamedTuple):
 
 
 def _computed(parts: Iterable[Part], backend: BulkBackend) -> Iterator[tuple[Part, list[Outcome]]]:
-    """Compute parts one after another; while one is taken, the next is being computed."""
-    submitted: _Submitted | None = None
-    for part in itertools.chain(parts, [None]):
-        outcomes = submitted.result() if submitted else []
-        following = _submit(part, backend) if part else None
-        if submitted:
-            yield submitted.part, outcomes
-        submitted = following
+    """Compute parts, and give them in order; while one is taken, those after it are being computed."""
+    submitted: deque[_Submitted] = deque()
+    for part in parts:
+        first = submitted.popleft() if len(submitted) == backend.n_parts else None
+        outcomes = first.result() if first else []
+        submitted.append(_submit(part, backend))
+        if first:
+            yield first.part, outcomes
+    for first in submitted:
+        yield first.part, first.result()
 
 
 def _submit(part: Part, backend: BulkBackend) -> _Submitted:

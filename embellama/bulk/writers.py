@@ -23,6 +23,7 @@ from embellama.bulk.extra import arrow, extra
 from embellama.bulk.job import BulkJob
 from embellama.bulk.rows import Row
 from embellama.errors import EmbellamaError
+from embellama.options import EmbedOptions
 
 # What holds the bits of a vector, for each `dtype` of bits.
 BIT_NUMBERS = {"binary": "int8", "ubinary": "uint8"}
@@ -135,11 +136,7 @@ class TableWriter:
                 ("index", pa.int64()),
                 ("id", pa.string()),
                 ("status", pa.string()),
-                ("embedding", pa.list_(pa.from_numpy_dtype(self._numbers), self._width)),
-                ("n_tokens", pa.int32()),
-                ("n_cut", pa.int32()),
-                ("error_code", pa.string()),
-                ("error_message", pa.string()),
+                *outcome_fields(self._numbers, self._width),
                 *([("columns", pa.string())] if job.keep_columns else []),
             ]
         )
@@ -151,23 +148,15 @@ class TableWriter:
         return [self._schema.serialize().to_pybytes()]
 
     def part(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[bytes]:
-        pa = self._pa
-        problems = [None if isinstance(outcome, Embedded) else problem_of(outcome) for outcome in outcomes]
-        values = pa.array(stacked(outcomes, self._numbers, self._width).reshape(-1))
-        failed = pa.array([problem is not None for problem in problems])
-        columns = {
+        columns: dict[str, Any] = {
             "index": [row.number for row in rows],
             "id": [None if row.id is None else _plain(row.id) for row in rows],
-            "status": ["failed" if problem else "ok" for problem in problems],
-            "embedding": pa.FixedSizeListArray.from_arrays(values, self._width, mask=failed),
-            "n_tokens": [outcome.n_tokens if isinstance(outcome, Embedded) else None for outcome in outcomes],
-            "n_cut": [outcome.n_cut if isinstance(outcome, Embedded) else None for outcome in outcomes],
-            "error_code": [problem and problem.code for problem in problems],
-            "error_message": [problem and problem.message for problem in problems],
+            "status": ["ok" if isinstance(outcome, Embedded) else "failed" for outcome in outcomes],
+            **outcome_columns(outcomes, self._numbers, self._width),
         }
         if self._keep_columns:
             columns["columns"] = [_plain(dict(row.columns or {})) for row in rows]
-        batch = pa.record_batch(columns, schema=self._schema)
+        batch = self._pa.record_batch(columns, schema=self._schema)
         return [batch.serialize().to_pybytes()]
 
     def finish(self, partial: Path) -> Path:
@@ -184,6 +173,41 @@ class TableWriter:
         if self._parquet:
             return extra("pyarrow.parquet", "Parquet files").ParquetWriter(file, self._schema)
         return self._pa.ipc.new_file(file, self._schema)
+
+
+def outcome_fields(numbers: np.dtype[Any], width: int) -> list[tuple[str, Any]]:
+    """Return the names and Arrow types of `outcome_columns`."""
+    pa = arrow()
+    return [
+        ("embedding", pa.list_(pa.from_numpy_dtype(numbers), width)),
+        ("n_tokens", pa.int32()),
+        ("n_cut", pa.int32()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+
+
+def outcome_columns(outcomes: Sequence[Outcome], numbers: np.dtype[Any], width: int) -> dict[str, Any]:
+    """Return outcomes as Arrow arrays by name, ``(n,)`` each; a text that failed has an error, and null in the others.
+
+    Args:
+        outcomes: The outcomes.
+        numbers: Type of a vector's numbers, as `numbers_of` says.
+        width: Numbers of a vector, likewise.
+    """
+    pa = arrow()
+    problems = [None if isinstance(outcome, Embedded) else problem_of(outcome) for outcome in outcomes]
+    values = pa.array(stacked(outcomes, numbers, width).reshape(-1))
+    failed = pa.array([problem is not None for problem in problems], pa.bool_())
+    columns = {
+        "embedding": pa.FixedSizeListArray.from_arrays(values, width, mask=failed),
+        "n_tokens": [outcome.n_tokens if isinstance(outcome, Embedded) else None for outcome in outcomes],
+        "n_cut": [outcome.n_cut if isinstance(outcome, Embedded) else None for outcome in outcomes],
+        "error_code": [problem and problem.code for problem in problems],
+        "error_message": [problem and problem.message for problem in problems],
+    }
+    types = dict(outcome_fields(numbers, width))
+    return {name: pa.array(each, types[name]) if isinstance(each, list) else each for name, each in columns.items()}
 
 
 class NumpyWriter:
@@ -221,7 +245,7 @@ class NumpyWriter:
         return header.getvalue()
 
 
-def numbers_of(job: BulkJob, dim: int) -> tuple[np.dtype[Any], int]:
+def numbers_of(job: EmbedOptions, dim: int) -> tuple[np.dtype[Any], int]:
     """Return the type of a vector's numbers, and how many there are."""
     bits = job.dtype in BIT_NUMBERS
     return np.dtype(BIT_NUMBERS.get(job.dtype, job.dtype)), -(-dim // 8) if bits else dim

@@ -6,7 +6,7 @@
               rows that are being computed (`Flights`) ──► wait for them
                          │ others
                          ▼
-              slow layers, for `READ_S` at most (`SlowLayers`) ──► into memory
+              slow layers, `READ_S` at most for some texts (`SlowLayers`) ──► into memory
                          │ unknown
                          ▼
               the back end inside ──► memory, slow layers, and every request that waits for a row
@@ -33,7 +33,7 @@ from embellama.cache.entry import MAX_ENTRY_BYTES, numbers, sealed
 from embellama.cache.flights import Asked, Flight, Flights
 from embellama.cache.futures import Futures, RowsFuture
 from embellama.cache.key import RowKeys
-from embellama.cache.layers import READ_S, Lookup, SlowLayers, slow_layers, time_limit
+from embellama.cache.layers import LOOKUP_TEXTS, READ_S, Lookup, SlowLayers, slow_layers, time_limit
 from embellama.cache.memory import MemoryLayer
 from embellama.config import EngineConfig
 from embellama.errors import Overloaded
@@ -202,7 +202,9 @@ class CachedBackend(Generic[RowsFuture]):
         assert self._slow
         lookup = self._slow.look_up({key: 4 * self._dim * asked.n_rows(key) for key in keys}, since)
         if lookup:
-            self._futures.wait(lookup, READ_S, lambda: self._looked_up(asked, keys, lookup, since))
+            # They are asked for some at a time; and the more there are, the longer it would take to compute them.
+            patience_s = READ_S * math.ceil(len(keys) / LOOKUP_TEXTS)
+            self._futures.wait(lookup, patience_s, lambda: self._looked_up(asked, keys, lookup, since))
         else:
             self._compute(asked, keys)
 

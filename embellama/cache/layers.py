@@ -25,7 +25,8 @@ from embellama.config import EngineConfig
 
 logger = logging.getLogger("embellama.cache")
 
-# How long a request waits for slow layers before its rows are computed. A short text takes about as long to compute.
+# How long a request waits for slow layers, for each `LOOKUP_TEXTS` of its texts, before its rows are computed. A short
+# text takes about as long to compute.
 READ_S = 0.004
 
 # Texts that wait to be looked up, at most; one takes 20 µs in SQLite. And texts that are looked up at once: what is

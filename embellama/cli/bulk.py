@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 import msgspec
 
+from embellama.bulk.cluster import ClusterConfig
 from embellama.bulk.job import BulkJob
 from embellama.bulk.manifest import Manifest
 from embellama.bulk.progress import progress
 from embellama.bulk.run import Summary, run
 from embellama.cli.flags import call_options, config_options
 from embellama.cli.output import Command, json_line
-from embellama.config import CACHE_SETTINGS, EngineConfig
+from embellama.config import CACHE_SETTINGS
 from embellama.errors import Unavailable
 from embellama.remote.config import RemoteConfig
 
@@ -21,15 +22,15 @@ TOO_MANY_FAILED = 3
 
 
 @click.command(cls=Command)
-@config_options(EngineConfig, RemoteConfig, file=True, unused=CACHE_SETTINGS)
+@config_options(ClusterConfig, RemoteConfig, file=True, unused=CACHE_SETTINGS)
 @call_options(BulkJob, file="job")
 @click.argument("inputs", nargs=-1, metavar="INPUT…")
-def bulk(config: EngineConfig | RemoteConfig, options: BulkJob, inputs: Sequence[str]) -> None:
+def bulk(config: ClusterConfig | RemoteConfig, options: BulkJob, inputs: Sequence[str]) -> None:
     """Embed each row of INPUTs, files, folders or - for standard input, and write the vectors to a file.
 
     CSV, JSON lines, plain lines, Parquet and Arrow, also compressed with gzip or zstd; PDFs by pages, and folders of
     .txt, .md and .pdf. A row that cannot be embedded fails by itself. A run that was ended goes on with --resume. A
-    model in this process computes (--model-path), or other servers do (--url).
+    model computes (--model-path), in this process or in actors of a Ray cluster (--ray); or other servers do (--url).
     """
     job = msgspec.structs.replace(options, inputs=tuple(inputs)) if inputs else options
     try:

@@ -289,7 +289,7 @@ def _options(
         if default := defaults(kind)[field.name]:
             shown = {"true": name, "false": f"no-{name}"}.get(default, default)
             text = f"{text}  [default: {shown}]"
-        short = _extra(field.type).get("short")
+        short, alone = (_extra(field.type).get(key) for key in ("short", "alone"))
         options.append(
             click.option(
                 names,
@@ -299,6 +299,8 @@ def _options(
                 type=type,
                 multiple=listed,
                 metavar="AUTO|INTEGER" if field.name in auto_fields(kind) else None,
+                # What the flag means where no value follows it.
+                **({"is_flag": False, "flag_value": alone} if alone else {}),
                 # None means "not given"; an explicit default would make click think a required option was.
                 **({"required": True} if field.required and len(kinds) < 2 else {"default": None}),
                 envvar=variable(name) if variables else None,

@@ -140,6 +140,28 @@ def reread_prompts(state: ServerState, models: Iterable[ServedModel]) -> None:
             logger.info("the prompts of %r were read from %s; %s changed", model.info.name, file, changes)
 
 
+async def workers_ready(model: ServedModel, failed: "asyncio.Future[None]", state: ServerState) -> None:
+    """Wait until all workers of a model are ready.
+
+    Args:
+        model: The model, whose workers were started.
+        failed: What the dispatcher's `start` returned.
+        state: The server's, which may be told to stop meanwhile.
+
+    Raises:
+        ModelLoadError: They cannot serve.
+        Unavailable: The server stops.
+    """
+    while (pool := model.backend.state).status != "ok":
+        if failed.done():
+            failed.result()
+        if pool.trouble:
+            raise ModelLoadError(model.info.path, pool.trouble)
+        if state.stopping:
+            raise Unavailable("the server is shutting down")
+        await asyncio.sleep(READY_S)
+
+
 class ModelChanges:
     """Loads, swaps and unloads models while the server runs, one at a time; used on the event loop.
 
@@ -267,26 +289,11 @@ class ModelChanges:
         self._state.prompt_versions.check(model.info.name, model.jobs.prompts)
         check_memory([model])
         try:
-            await self._start_workers(model)
+            await workers_ready(model, _start(model), self._state)
         except BaseException:
             await model.close(at_once=True)
             raise
         return model
-
-    async def _start_workers(self, model: ServedModel) -> None:
-        """Start a model's workers and wait until all are ready; raises `ModelLoadError` if they fail."""
-        try:
-            failed = model.dispatcher.start()
-        except OSError as error:
-            raise ModelLoadError(model.info.path, f"its workers cannot be started: {error.strerror}") from None
-        while (pool := model.backend.state).status != "ok":
-            if failed.done():
-                failed.result()
-            if pool.trouble:
-                raise ModelLoadError(model.info.path, pool.trouble)
-            if self._state.stopping:
-                raise Unavailable("the server is shutting down")
-            await asyncio.sleep(READY_S)
 
     def _let_go(self, model: ServedModel) -> None:
         self._state.leaving.append(model)
@@ -303,6 +310,13 @@ class ModelChanges:
         logger.info("unloaded %r from %s", model.info.name, model.info.path)
         del model
         gc.collect()  # its parts refer to each other; a millisecond, as what was there at the start is frozen
+
+
+def _start(model: ServedModel) -> "asyncio.Future[None]":
+    try:
+        return model.dispatcher.start()
+    except OSError as error:
+        raise ModelLoadError(model.info.path, f"its workers cannot be started: {error.strerror}") from None
 
 
 def _digest(header: Header, created: int) -> str:

@@ -1,6 +1,6 @@
 """`ServerState`: the models that are served and the state of the whole server, shared by the parts of the front.
 
-serve.build ──► ServerState ──► app, web, exchange: read by all
+application.build ──► ServerState ──► app, web, exchange: read by all
                     └── ServedModel.submit ──► the back end: a model's worker processes
 
 Used on the event loop only.
@@ -183,6 +183,14 @@ class ServerState:
         self.stopping = False
         self.n_unanswered = 0
         self.n_held_bytes = 0
+
+    @property
+    def unready(self) -> str:
+        """Why the server is not ready: a model has no worker that reproduced its canary, or it stops; "" if it is."""
+        missing = [name for name, model in self.models.items() if not model.backend.state.n_ready]
+        if self.stopping:
+            return "stopping"
+        return f"no worker is ready for {', '.join(missing)}" if missing else ""
 
     def stop_reading(self) -> None:
         """Give up on requests that have not wholly arrived, and on endless answers: the server stops."""

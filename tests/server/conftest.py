@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from embellama_server.state import ServerState
 
 from embellama.backend import ANYONE, Caller, PoolState

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from embellama_server import app
 from embellama_server.app import Step, build_app, steps
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from embellama_server.state import ServerState
 from embellama_server.telemetry.access import AccessLog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -182,7 +182,7 @@ class _Pools(Collector):
             pool = backend.state
             waiting.add_metric([model], pool.n_waiting)
             tokens.add_metric([model], pool.waiting_tokens)
-            wait.add_metric([model], pool.waiting_tokens / pool.rate if pool.rate else 0.0)
+            wait.add_metric([model], pool.wait_s)
             workers.add_metric([model], pool.n_workers)
             ready.add_metric([model], pool.n_ready)
             restarts.add_metric([model], pool.n_restarts)

@@ -195,11 +195,8 @@ class _Pages:
 
     async def readyz(self, _: Request) -> Response:
         """Tell whether every model has a worker that reproduced its canary, and the server is not stopping."""
-        missing = [name for name, model in self._state.models.items() if not model.backend.state.n_ready]
-        if self._state.stopping:
-            return Response("stopping", 503, media_type="text/plain")
-        if missing:
-            return Response(f"no worker is ready for {', '.join(missing)}", 503, media_type="text/plain")
+        if unready := self._state.unready:
+            return Response(unready, 503, media_type="text/plain")
         return Response("ok", media_type="text/plain")
 
     async def health(self, request: Request) -> Response:

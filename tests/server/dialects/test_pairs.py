@@ -5,8 +5,8 @@ from typing import Any
 import httpx
 import pytest
 from embellama_server.app import build_app
+from embellama_server.application import build
 from embellama_server.config import ServerConfig
-from embellama_server.serve import build
 from embellama_server.state import ServerState
 
 from embellama import EmbeddingEngine, EngineConfig, InputError

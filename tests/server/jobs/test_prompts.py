@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from embellama_server.application import build
 from embellama_server.jobs import parts
 from embellama_server.jobs.records import BatchRecord
-from embellama_server.serve import build
 from embellama_server.state import ServerState
 
 from embellama.text.prompt import Prompt

@@ -258,7 +258,7 @@ def test_without_the_flag_nothing_is_imported_and_no_header_is_sent(server: Serv
     )
     assert "traceresponse" not in answer.headers
     code = (
-        "import sys; from embellama_server.config import ServerConfig; from embellama_server.serve import build; "
+        "import sys; from embellama_server.config import ServerConfig; from embellama_server.application import build; "
         "build(ServerConfig(model_path=sys.argv[1], max_batch_tokens=192).checked()); "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
