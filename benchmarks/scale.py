@@ -1,0 +1,141 @@
+"""Predict what many machines do, and compare the prediction with what can be measured on this one.
+
+    .venv/bin/python -m benchmarks.scale                      # predicts 1 to 256 machines, from the costs saved last
+    .venv/bin/python -m benchmarks.scale --measure            # measures costs here, and 1, 2 and 4 servers
+    .venv/bin/python -m benchmarks.scale --measure --save     # and keeps all under benchmarks/results/
+
+measure    32 clients with a short text each, HAProxy, and 1, 2 or 4 servers of one worker and one thread, all on this
+           machine: texts a second and the 99th percentile, beside those of the simulation (`benchmarks/simulation`)
+plan       servers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers compute for 0.7 of the
+           time: all alike; with a day's swing of 0.3; with a tenth of them half as fast; with each gone now and then
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import load, texts
+from benchmarks.compare import ROOT, machine, result_base, write
+from benchmarks.front import cpu_s
+from benchmarks.simulation.cluster import Plan, Prediction, simulate, simulate_here
+from benchmarks.simulation.costs import Costs
+from benchmarks.simulation.loads import Draw
+from benchmarks.simulation.measured import CONFIG_NAME, MAX_BATCH_TOKENS, measured_costs, pools, token_counts
+from benchmarks.simulation.node import Shape
+
+POOLS = (1, 2, 4)
+N_CLIENTS = 32
+NODES = (1, 4, 16, 64, 256)
+TEXTS_A_REQUEST = 16
+SHAPE = Shape(max_batch_tokens=MAX_BATCH_TOKENS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Predict what many machines do, and measure what can be here.")
+    parser.add_argument("--model-path", default=str(ROOT / "models" / "minilm.gguf"))
+    parser.add_argument("--measure", action="store_true", help="measure costs, and compare with 1, 2 and 4 servers")
+    parser.add_argument("--seconds", type=float, default=10, help="length of one load (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--nodes", type=int, default=256, help="most machines of a plan (default: %(default)s)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-scale-CPU.json")
+    options = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "server")])  # workers import a hook
+    counts = token_counts(options.model_path)
+    result: dict[str, Any] = {"machine": machine(options.model_path)}
+    if options.measure:
+        costs = measured_costs(options.model_path, options.seconds)
+        result |= {"costs": msgspec.to_builtins(costs), "compared": compared(options, costs, counts)}
+    else:
+        costs = saved_costs()
+    result["plans"] = plans(costs, one_of(counts, TEXTS_A_REQUEST), [n for n in NODES if n <= options.nodes])
+    if options.save:
+        path = result_base("scale", result["machine"]["cpu"]).with_suffix(".json")
+        write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def saved_costs() -> Costs:
+    """Return the costs that were measured last."""
+    found = sorted((ROOT / "benchmarks" / "results").glob("*-scale-*.json"))
+    if not found:
+        raise SystemExit("no costs were saved yet: --measure --save does so")
+    return msgspec.convert(json.loads(found[-1].read_text())["costs"], Costs)
+
+
+def one_of(counts: Sequence[int], n_texts: int) -> Draw:
+    """Return what draws the tokens of texts out of those of real ones."""
+    return lambda chance: chance.choices(counts, k=n_texts)
+
+
+def compared(options: argparse.Namespace, costs: Costs, counts: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Measure and simulate 1, 2 and 4 servers here, in turns."""
+    requests = [[text] for text in texts.sentences()]
+    rounds: dict[int, list[dict[str, float]]] = {n: [] for n in POOLS}
+    with tempfile.TemporaryDirectory() as folder, pools(Path(folder), options.model_path, POOLS) as (fronts, servers):
+        for n_round in range(options.rounds):
+            for n, balancer in list(zip(POOLS, fronts, strict=True))[:: 1 if n_round % 2 else -1]:
+                load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, 0.5)
+                workers = [worker for server in servers[:n] for worker in server.workers()]
+                before = sum(map(cpu_s, workers))
+                seen = load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, options.seconds)
+                assert not seen.failed
+                use = (sum(map(cpu_s, workers)) - before) / options.seconds / n
+                told = {"texts/s": seen.texts_per_s, "p50 ms": seen.p50_ms, "p99 ms": seen.p99_ms, "worker use": use}
+                rounds[n].append(told)
+    found: dict[str, dict[str, float]] = {}
+    for n in POOLS:
+        seen_here = {name: statistics.median(each[name] for each in rounds[n]) for name in rounds[n][0]}
+        told = told_of(simulate_here(n, N_CLIENTS, 30, SHAPE, costs, one_of(counts, 1)))
+        row = found[f"{n} servers"] = {}
+        for name, value in seen_here.items():
+            row[name], row[f"{name}, predicted"] = value, told[name]
+            row[f"{name}, error"] = told[name] / value - 1
+            print(f"{n} servers: {name:12} {value:9.2f}, predicted {told[name]:9.2f}: {told[name] / value - 1:+.3f}")
+    return found
+
+
+def told_of(seen: Prediction) -> dict[str, float]:
+    """Name the numbers of a prediction as those that are measured."""
+    return {
+        "texts/s": seen.texts_per_s,
+        "p50 ms": seen.p50_ms,
+        "p99 ms": seen.p99_ms,
+        "worker use": seen.worker_use,
+    }
+
+
+def plans(costs: Costs, draw: Draw, nodes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Simulate machines under four kinds of conditions, and under both policies."""
+    chance = random.Random(0)
+    mean = statistics.mean(sum(draw(chance)) for _ in range(1000))
+    texts_s = costs.batch_s(MAX_BATCH_TOKENS) / MAX_BATCH_TOKENS * mean  # of a worker's core, for a request
+    found: dict[str, dict[str, float]] = {}
+    for n in nodes:
+        base = Plan(n_nodes=n, rate=0.7 * 2 * n / texts_s, shape=msgspec.structs.replace(SHAPE, n_workers=2))
+        base = msgspec.structs.replace(base, n_cores=3, seconds=min(60.0, 2000 / n))
+        for name, changed in (
+            ("alike", {}),
+            ("alike, round robin", {"policy": "roundrobin"}),
+            ("diurnal", {"swing": 0.3, "day_s": base.seconds}),
+            ("slow", {"slow_share": 0.1}),
+            ("slow, round robin", {"slow_share": 0.1, "policy": "roundrobin"}),
+            ("failures", {"failures_a_day": 1.0, "day_s": base.seconds * 2, "repair_s": 5.0}),
+        ):
+            seen = simulate(msgspec.structs.replace(base, **changed), costs, draw)
+            found[f"{n}, {name}"] = msgspec.to_builtins(seen)
+            print(
+                f"{n:4} {name:18} {seen.texts_per_s:9.0f} texts/s, p50 {seen.p50_ms:6.1f} ms, p99 {seen.p99_ms:7.1f} ms, "
+                f"workers {seen.worker_use:.2f}, fronts {seen.front_use:.3f}, full {seen.n_full}, lost {seen.n_lost}"
+            )
+    return found
+
+
+if __name__ == "__main__":
+    main()
