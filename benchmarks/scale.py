@@ -6,8 +6,10 @@
 
 measure    32 clients with a short text each, HAProxy, and 1, 2 or 4 servers of one worker and one thread, all on this
            machine: texts a second and the 99th percentile, beside those of the simulation (`benchmarks/simulation`)
-plan       servers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers compute for 0.7 of the
-           time: all alike; with a day's swing of 0.3; with a tenth of them half as fast; with each gone now and then
+plan       servers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers compute for 0.7 of
+           the time: all alike; with a day's swing; with a tenth of them half as fast; with each gone now and then
+
+Other programs spoil what is measured, so `others` says how much of a core they took; nothing else should run.
 """
 
 import argparse
@@ -16,11 +18,13 @@ import os
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from benchmarks import load, texts
 from benchmarks.compare import ROOT, machine, result_base, write
@@ -30,6 +34,7 @@ from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.loads import Draw
 from benchmarks.simulation.measured import CONFIG_NAME, MAX_BATCH_TOKENS, measured_costs, pools, token_counts
 from benchmarks.simulation.node import Shape
+from tests.conftest import Server
 
 POOLS = (1, 2, 4)
 N_CLIENTS = 32
@@ -76,29 +81,47 @@ def one_of(counts: Sequence[int], n_texts: int) -> Draw:
 
 def compared(options: argparse.Namespace, costs: Costs, counts: Sequence[int]) -> dict[str, dict[str, float]]:
     """Measure and simulate 1, 2 and 4 servers here, in turns."""
-    requests = [[text] for text in texts.sentences()]
     rounds: dict[int, list[dict[str, float]]] = {n: [] for n in POOLS}
     with tempfile.TemporaryDirectory() as folder, pools(Path(folder), options.model_path, POOLS) as (fronts, servers):
         for n_round in range(options.rounds):
             for n, balancer in list(zip(POOLS, fronts, strict=True))[:: 1 if n_round % 2 else -1]:
-                load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, 0.5)
-                workers = [worker for server in servers[:n] for worker in server.workers()]
-                before = sum(map(cpu_s, workers))
-                seen = load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, options.seconds)
-                assert not seen.failed
-                use = (sum(map(cpu_s, workers)) - before) / options.seconds / n
-                told = {"texts/s": seen.texts_per_s, "p50 ms": seen.p50_ms, "p99 ms": seen.p99_ms, "worker use": use}
-                rounds[n].append(told)
+                rounds[n].append(measured(balancer, servers[:n], options.seconds))
     found: dict[str, dict[str, float]] = {}
     for n in POOLS:
         seen_here = {name: statistics.median(each[name] for each in rounds[n]) for name in rounds[n][0]}
         told = told_of(simulate_here(n, N_CLIENTS, 30, SHAPE, costs, one_of(counts, 1)))
-        row = found[f"{n} servers"] = {}
+        row = found[f"{n} servers"] = {"others": seen_here.pop("others")}
+        print(f"{n} servers: others took {row['others']:.2f} of a core")
         for name, value in seen_here.items():
-            row[name], row[f"{name}, predicted"] = value, told[name]
-            row[f"{name}, error"] = told[name] / value - 1
+            row |= {name: value, f"{name}, predicted": told[name], f"{name}, error": told[name] / value - 1}
             print(f"{n} servers: {name:12} {value:9.2f}, predicted {told[name]:9.2f}: {told[name] / value - 1:+.3f}")
     return found
+
+
+def measured(balancer: Server, servers: Sequence[Server], seconds: float) -> dict[str, float]:
+    """Load servers through their balancer."""
+    requests = [[text] for text in texts.sentences()]
+    load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, 0.5)
+    workers = [worker for server in servers for worker in server.workers()]
+    family = [*workers, psutil.Process(), balancer.process, *(server.process for server in servers)]
+    before, busy, start = list(map(cpu_s, family)), busy_s(), time.perf_counter()
+    seen = load.run(balancer.url, CONFIG_NAME, requests, N_CLIENTS, seconds)
+    took = time.perf_counter() - start
+    spent = [cpu_s(process) - earlier for process, earlier in zip(family, before, strict=True)]
+    assert not seen.failed
+    return {
+        "texts/s": seen.texts_per_s,
+        "p50 ms": seen.p50_ms,
+        "p99 ms": seen.p99_ms,
+        "worker use": sum(spent[: len(workers)]) / took / len(workers),
+        "others": max(busy_s() - busy - sum(spent), 0.0) / took,
+    }
+
+
+def busy_s() -> float:
+    """Return the seconds for which this machine's cores have been busy."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 def told_of(seen: Prediction) -> dict[str, float]:
@@ -131,7 +154,7 @@ def plans(costs: Costs, draw: Draw, nodes: Sequence[int]) -> dict[str, dict[str,
             seen = simulate(msgspec.structs.replace(base, **changed), costs, draw)
             found[f"{n}, {name}"] = msgspec.to_builtins(seen)
             print(
-                f"{n:4} {name:18} {seen.texts_per_s:9.0f} texts/s, p50 {seen.p50_ms:6.1f} ms, p99 {seen.p99_ms:7.1f} ms, "
+                f"{n:4} {name:18} {seen.texts_per_s:9.0f} texts/s, p50 {seen.p50_ms:.1f} ms, p99 {seen.p99_ms:.1f} ms, "
                 f"workers {seen.worker_use:.2f}, fronts {seen.front_use:.3f}, full {seen.n_full}, lost {seen.n_lost}"
             )
     return found

@@ -80,7 +80,7 @@ def simulate(plan: Plan, costs: Costs, draw: Draw) -> Prediction:
     speeds = tuple(float(n) for n in range(1, plan.n_cores + 1))
     slow = set(chance.sample(range(plan.n_nodes), round(plan.slow_share * plan.n_nodes)))
     nodes = [
-        Node(Machine(clock, speeds), costs, plan.shape, plan.slowness if i in slow else 1.0)
+        Node(Machine(clock, speeds), costs, plan.shape, plan.slowness if i in slow else 1.0, plan.seed + i)
         for i in range(plan.n_nodes)
     ]
     load = Arrivals(clock, Balancer(clock, nodes, plan.policy), draw, plan.seed + 1)
@@ -96,10 +96,10 @@ def simulate_here(n_pools: int, n_clients: int, seconds: float, shape: Shape, co
     """Simulate servers with their balancer and their clients on one machine, as `benchmarks.scale` measures them."""
     clock = Clock()
     machine = Machine(clock, costs.speeds)
-    nodes = [Node(machine, costs, shape) for _ in range(n_pools)]
-    balancer = Balancer(clock, nodes, "leastconn", Process(machine), costs.balancer_s)
+    nodes = [Node(machine, costs, shape, seed=i) for i in range(n_pools)]
+    balancer = Balancer(clock, nodes, "leastconn", Process(machine, wake_s=costs.balancer_wake_s), costs.balancer_s)
     load = Clients(clock, balancer, draw, 1)
-    load.start(n_clients, seconds, Process(machine), costs.client_s)
+    load.start(n_clients, seconds, Process(machine, wake_s=costs.client_wake_s), costs.client_s)
     clock.run(seconds)
     return _seen(load, nodes, seconds)
 

@@ -14,20 +14,26 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         batches: Tokens of a batch, rising, and the seconds that one thread computes it for.
+        spread: By what a batch's time differs from that, each as often as any other: ratios, of which the middle is 1.
         worker_batch_s: What a worker adds to each batch: to read and to write it.
-        front_request_s: A server's front, for each request.
+        front_wake_s: A server's front, each time that it had nothing to do: with more to do, it costs less.
+        front_request_s: The front, for each request.
         front_text_s: The front, for each text of one.
-        balancer_s: The balancer, for each request.
-        client_s: The client, for each request.
+        balancer_wake_s, balancer_s: The balancer, as the front.
+        client_wake_s, client_s: The client, as the front.
         speeds: As `Machine` takes them.
         ready_s: Seconds, on the clock, until a server that is started is ready.
     """
 
     batches: tuple[tuple[int, float], ...]
+    spread: tuple[float, ...] = (1.0,)
     worker_batch_s: float = 0.0
+    front_wake_s: float = 0.0
     front_request_s: float = 0.0
     front_text_s: float = 0.0
+    balancer_wake_s: float = 0.0
     balancer_s: float = 0.0
+    client_wake_s: float = 0.0
     client_s: float = 0.0
     speeds: tuple[float, ...] = (1.0, 2.0)
     ready_s: float = 3.0

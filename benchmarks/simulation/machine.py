@@ -119,9 +119,16 @@ class Process:
         busy_s: Seconds of a core that its work took.
     """
 
-    def __init__(self, machine: Machine, slowness: float = 1.0, *, nice: bool = False):
-        """Make an idle process whose work takes `slowness` times as long as on other machines."""
-        self._machine, self._slowness = machine, slowness
+    def __init__(self, machine: Machine, slowness: float = 1.0, *, wake_s: float = 0.0, nice: bool = False):
+        """Make an idle process.
+
+        Args:
+            machine: Where it runs.
+            slowness: How many times as long its work takes as on other machines.
+            wake_s: Seconds of a core that it takes to wake up, once it had nothing to do.
+            nice: Whether it leaves the cores to others.
+        """
+        self._machine, self._slowness, self._wake_s = machine, slowness, wake_s
         self._queue: deque[tuple[float, Action]] = deque()  # the first one is being done
         self._run = 0
         self.nice = nice
@@ -129,8 +136,10 @@ class Process:
 
     def do(self, seconds: float, done: Action) -> None:
         """Do a piece of work after all before it, and then `done`."""
-        self._queue.append((seconds * self._slowness, done))
-        if len(self._queue) == 1:
+        if self._queue:
+            self._queue.append((seconds * self._slowness, done))
+        else:
+            self._queue.append(((seconds + self._wake_s) * self._slowness, done))
             self._next()
 
     def kill(self) -> None:

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import psutil
 from embellama_server.workers.worker import HOOK
 
 from benchmarks import load, texts
@@ -36,6 +38,15 @@ BATCH_SENTENCES = (1, 2, 4, 8, 12, 16)
 SLEEP_S = 100e-6
 
 CONFIG_NAME = "minilm"
+
+# So many ratios stand for those of all batches to what is expected of them.
+SPREAD = 39
+
+# Texts of a long request.
+LONG = 32
+
+# Loads whose wakes differ by less tell nothing of what one costs.
+MIN_APART = 0.2
 
 
 def paced(model: EmbeddingModel) -> None:
@@ -66,7 +77,7 @@ def measured_costs(model_path: str, seconds: float) -> Costs:
     together = _full_batch_s(model_path, 1, seconds) / _full_batch_s(model_path, n_cores, seconds)
     speeds = tuple(1 + (n_cores * together - 1) * i / max(n_cores - 1, 1) for i in range(n_cores))
     return Costs(
-        batches=_batches(model_path, seconds),
+        **_batches(model_path, seconds),
         speeds=speeds,
         ready_s=round(ready_s, 2),
         **_beside_sleepers(model_path, seconds),
@@ -80,24 +91,26 @@ def _config(model_path: str) -> EngineConfig:
     return config.checked()
 
 
-def _batches(model_path: str, seconds: float) -> tuple[tuple[int, float], ...]:
-    """Time batches of one thread: tokens, and the median of seconds."""
+def _batches(model_path: str, seconds: float) -> dict[str, Any]:
+    """Time batches of one thread: of each number of sentences tokens and the median of seconds, and how they spread."""
     pool = texts.sentences()
-    found = []
+    points, timed = list[tuple[int, float]](), list[tuple[int, float]]()
     with EmbeddingModel(_config(model_path)) as model:
         tokens = model.tokenizer.encode(pool).tokens
         for n in BATCH_SENTENCES:
-            took, counts = list[float](), list[int]()
+            found: list[tuple[int, float]] = []
             end, at = time.perf_counter() + seconds / len(BATCH_SENTENCES), 0
-            while time.perf_counter() < end or len(took) < 10:
+            while time.perf_counter() < end or len(found) < 10:
                 batch = Batch.join([tokens[(at + i) % len(tokens)] for i in range(n)])
                 at += n
                 start = time.thread_time()  # what other programs take of the core does not count
                 model.encode(batch, 1)
-                took.append(time.thread_time() - start)
-                counts.append(len(batch.tokens))
-            found.append((round(statistics.mean(counts)), statistics.median(took)))
-    return tuple(found)
+                found.append((len(batch.tokens), time.thread_time() - start))
+            points.append((round(statistics.mean(n for n, _ in found)), statistics.median(took for _, took in found)))
+            timed += found
+    fitted = Costs(batches=tuple(points))
+    ratios = [took / fitted.batch_s(n_tokens) for n_tokens, took in timed]
+    return {"batches": tuple(points), "spread": tuple(statistics.quantiles(ratios, n=SPREAD + 1))}
 
 
 def _full_batch_s(model_path: str, n_threads: int, seconds: float) -> float:
@@ -124,33 +137,53 @@ def _full_batch_s(model_path: str, n_threads: int, seconds: float) -> float:
     return statistics.median(took)
 
 
-def _beside_sleepers(model_path: str, seconds: float) -> dict[str, float]:
-    """Measure what requests cost front, worker, balancer and clients."""
+class _Seen(NamedTuple):
+    """What a process did for one request, on average.
+
+    cpu_s: Seconds of a core.
+    wakes: Times that it had nothing to do before.
+    """
+
+    cpu_s: float
+    wakes: float
+
+
+def _beside_sleepers(model_path: str, seconds: float) -> dict[str, Any]:
+    """Measure what requests cost front, balancer, clients and worker."""
     os.environ[HOOK] = f"{__name__}:paced"
     pool = texts.sentences()
-    found = []
+    short, long = [[text] for text in pool], [pool[i : i + LONG] for i in range(0, 3 * LONG, LONG)]
     try:
         with tempfile.TemporaryDirectory() as folder, pools(Path(folder), model_path, (1,)) as ((balancer,), [server]):
-            for requests, n_clients in (([[text] for text in pool], 32), ([pool[i : i + 32] for i in (0, 32, 64)], 8)):
-                load.run(balancer.url, CONFIG_NAME, requests, n_clients, 0.5)
-                family = (server.process, balancer.process, *server.workers())
-                before, own = [cpu_s(process) for process in family], time.process_time()
-                n = load.run(balancer.url, CONFIG_NAME, requests, n_clients, seconds).requests
-                spent = [cpu_s(process) - earlier for process, earlier in zip(family, before, strict=True)]
-                found.append([each / n for each in (*spent, time.process_time() - own)])
+            family = (server.process, balancer.process, psutil.Process(), *server.workers())
+            loads = ((short, 1), (short, 32), (long, 8))
+            lone, many, large = (_seen(balancer.url, family, *each, seconds) for each in loads)
     finally:
         del os.environ[HOOK]
-    short, long = found
-    text_s = max(long[0] - short[0], 0) / 31
+    costs: dict[str, float] = {}
+    for at, name in enumerate(("front", "balancer", "client")):
+        # Of two loads: the same work for a request, and more or less often to wake up for it.
+        apart = lone[at].wakes - many[at].wakes
+        wake_s = max(lone[at].cpu_s - many[at].cpu_s, 0.0) / apart if apart > MIN_APART else 0.0
+        costs[f"{name}_wake_s"] = wake_s
+        costs[f"{name}_s"] = max(many[at].cpu_s - wake_s * many[at].wakes, 0.0)
+    of_large = large[0].cpu_s - costs["front_wake_s"] * large[0].wakes
+    costs["front_text_s"] = text_s = max(of_large - costs["front_s"], 0.0) / (LONG - 1)
+    costs["front_request_s"] = max(costs.pop("front_s") - text_s, 0.0)
     # A batch of short texts holds as many of them as fit.
-    n_batched = MAX_BATCH_TOKENS / statistics.mean(token_counts(model_path))
-    return {
-        "front_text_s": text_s,
-        "front_request_s": short[0] - text_s,
-        "balancer_s": short[1],
-        "worker_batch_s": short[2] * n_batched,
-        "client_s": short[3],
-    }
+    costs["worker_batch_s"] = large[3].cpu_s / LONG * MAX_BATCH_TOKENS / statistics.mean(token_counts(model_path))
+    return costs
+
+
+def _seen(
+    url: str, family: Sequence[psutil.Process], requests: Sequence[Sequence[str]], n_clients: int, seconds: float
+) -> list[_Seen]:
+    """Load a server, and see what each process of a family did for a request."""
+    load.run(url, CONFIG_NAME, requests, n_clients, 0.5)
+    before = [(cpu_s(each), each.num_ctx_switches().voluntary) for each in family]
+    n = load.run(url, CONFIG_NAME, requests, n_clients, seconds).requests
+    after = [(cpu_s(each), each.num_ctx_switches().voluntary) for each in family]
+    return [_Seen((a[0] - b[0]) / n, (a[1] - b[1]) / n) for a, b in zip(after, before, strict=True)]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ submit ──► front ──► Scheduler ── pump ──► a worker comput
                         └─ full: refused                    fail: what is open is lost
 """
 
+import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,10 +48,11 @@ class Node:
         n_requests: Requests that it answered with vectors.
     """
 
-    def __init__(self, machine: Machine, costs: Costs, shape: Shape, slowness: float = 1.0):
-        """Start one, ready, whose work takes `slowness` times as long as that of others."""
+    def __init__(self, machine: Machine, costs: Costs, shape: Shape, slowness: float = 1.0, seed: int = 0):
+        """Start one, ready, whose work takes `slowness` times as long as that of others; `seed` is for its batches."""
         self._costs, self._shape = costs, shape
-        self.front = Process(machine, slowness)
+        self._random = random.Random(seed)
+        self.front = Process(machine, slowness, wake_s=costs.front_wake_s)
         self.workers = [Process(machine, slowness, nice=True) for _ in range(shape.n_workers)]
         self.n_requests = 0
         self.is_up = False
@@ -119,7 +121,8 @@ class Node:
 
     def _compute(self, assignment: Assignment) -> None:
         total = sum(self._tokens[text.request][text.position] for text in assignment.texts)
-        self.workers[assignment.worker].do(self._costs.batch_s(total), lambda: self._computed(assignment))
+        seconds = self._costs.batch_s(total) * self._random.choice(self._costs.spread)
+        self.workers[assignment.worker].do(seconds, lambda: self._computed(assignment))
 
     def _computed(self, assignment: Assignment) -> None:
         finished = self._scheduler.complete(assignment.batch, assignment.worker).finished
