@@ -6,8 +6,10 @@
 
 measure    32 clients with a short text each, HAProxy, and 1, 2 or 4 servers of one worker and one thread, all on this
            machine: texts a second and the 99th percentile, beside those of the simulation (`benchmarks/simulation`)
-plan       servers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers compute for 0.7 of
-           the time: all alike; with a day's swing; with a tenth of them half as fast; with each gone now and then
+redis      what rows in Redis take: bytes, and microseconds of its core
+plan       servers of two workers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers
+           compute for 0.7 of the time: all alike; with a day's swing; with a tenth of them half as fast; with each gone
+           now and then; the balancer sends to the one with the fewest open requests, or to one after another ("in turns")
 
 Other programs spoil what is measured, so `others` says how much of a core they took; nothing else should run.
 """
@@ -19,12 +21,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psutil
+import redis
 
 from benchmarks import load, texts
 from benchmarks.compare import ROOT, machine, result_base, write
@@ -34,12 +37,23 @@ from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.loads import Draw
 from benchmarks.simulation.measured import CONFIG_NAME, MAX_BATCH_TOKENS, measured_costs, pools, token_counts
 from benchmarks.simulation.node import Shape
+from embellama.cache.entry import sealed
+from embellama.cache.redis import PREFIX
 from tests.conftest import Server
+from tests.programs import RedisServer
 
 POOLS = (1, 2, 4)
 N_CLIENTS = 32
 NODES = (1, 4, 16, 64, 256)
 TEXTS_A_REQUEST = 16
+N_WORKERS = 2
+
+# Share of the time in which workers compute, and by how much of it a day's load swings: 0.91 at its height.
+USE = 0.7
+SWING = 0.3
+
+# Each machine goes once in so many seconds, on average. It is away for some ten, so about one in forty is.
+FAILS_S = 400.0
 SHAPE = Shape(max_batch_tokens=MAX_BATCH_TOKENS)
 
 
@@ -58,6 +72,9 @@ def main() -> None:
     if options.measure:
         costs = measured_costs(options.model_path, options.seconds)
         result |= {"costs": msgspec.to_builtins(costs), "compared": compared(options, costs, counts)}
+        result["redis"] = redis_costs()
+        for name, value in result["redis"].items():
+            print(f"redis: {name:24} {value:9.2f}")
     else:
         costs = saved_costs()
     result["plans"] = plans(costs, one_of(counts, TEXTS_A_REQUEST), [n for n in NODES if n <= options.nodes])
@@ -124,6 +141,41 @@ def busy_s() -> float:
     return float(times.user + times.nice + times.system)
 
 
+def redis_costs(n: int = 20_000) -> dict[str, float]:
+    """Measure what rows of 384 numbers take in Redis, kept and read as the cache does it."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder))
+        try:
+            client = redis.Redis(port=server.port)
+            entry = sealed(bytes(4 * 384), time.time())
+            keys = [PREFIX + number.to_bytes(32, "little") for number in range(n)]
+            groups = [keys[start : start + 256] for start in range(0, n, 256)]
+
+            def spent_us(work: Callable[[], object], rows: int) -> float:
+                before = client.info("cpu")
+                work()
+                after = client.info("cpu")
+                spent_s = sum(float(after[name]) - float(before[name]) for name in ("used_cpu_sys", "used_cpu_user"))
+                return spent_s / rows * 1e6
+
+            def put() -> None:
+                for group in groups:
+                    with client.pipeline(transaction=False) as pipeline:
+                        for key in group:
+                            pipeline.set(key, entry, ex=3600)
+                        pipeline.execute()
+
+            empty = client.info("memory")["used_memory"]
+            return {
+                "µs to write a row": spent_us(put, n),
+                "bytes a row": (client.info("memory")["used_memory"] - empty) / n,
+                "µs to read one of 256": spent_us(lambda: [client.mget(group) for group in groups], n),
+                "µs to read one alone": spent_us(lambda: [client.mget([key]) for key in keys[:5000]], 5000),
+            }
+        finally:
+            server.kill()
+
+
 def told_of(seen: Prediction) -> dict[str, float]:
     """Name the numbers of a prediction as those that are measured."""
     return {
@@ -135,29 +187,41 @@ def told_of(seen: Prediction) -> dict[str, float]:
 
 
 def plans(costs: Costs, draw: Draw, nodes: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Simulate machines under four kinds of conditions, and under both policies."""
+    """Simulate machines under four kinds of conditions, two of them under both policies."""
     chance = random.Random(0)
     mean = statistics.mean(sum(draw(chance)) for _ in range(1000))
-    texts_s = costs.batch_s(MAX_BATCH_TOKENS) / MAX_BATCH_TOKENS * mean  # of a worker's core, for a request
+    request_s = costs.batch_s(MAX_BATCH_TOKENS) / MAX_BATCH_TOKENS * mean  # of a worker's core
     found: dict[str, dict[str, float]] = {}
     for n in nodes:
-        base = Plan(n_nodes=n, rate=0.7 * 2 * n / texts_s, shape=msgspec.structs.replace(SHAPE, n_workers=2))
-        base = msgspec.structs.replace(base, n_cores=3, seconds=min(60.0, 2000 / n))
-        for name, changed in (
-            ("alike", {}),
-            ("alike, round robin", {"policy": "roundrobin"}),
-            ("diurnal", {"swing": 0.3, "day_s": base.seconds}),
-            ("slow", {"slow_share": 0.1}),
-            ("slow, round robin", {"slow_share": 0.1, "policy": "roundrobin"}),
-            ("failures", {"failures_a_day": 1.0, "day_s": base.seconds * 2, "repair_s": 5.0}),
-        ):
+        seconds = min(30.0, 800 / n)
+        base = Plan(
+            n_nodes=n,
+            n_cores=N_WORKERS + 1,
+            shape=msgspec.structs.replace(SHAPE, n_workers=N_WORKERS),
+            rate=USE * N_WORKERS * n / request_s,
+            seconds=seconds,
+        )
+        for name, changed in conditions(seconds).items():
             seen = simulate(msgspec.structs.replace(base, **changed), costs, draw)
             found[f"{n}, {name}"] = msgspec.to_builtins(seen)
             print(
                 f"{n:4} {name:18} {seen.texts_per_s:9.0f} texts/s, p50 {seen.p50_ms:.1f} ms, p99 {seen.p99_ms:.1f} ms, "
-                f"workers {seen.worker_use:.2f}, fronts {seen.front_use:.3f}, full {seen.n_full}, lost {seen.n_lost}"
+                f"workers {seen.worker_use:.2f}, fronts {seen.front_use:.3f}, full {seen.n_full}, lost {seen.n_lost}",
+                flush=True,
             )
     return found
+
+
+def conditions(seconds: float) -> dict[str, dict[str, Any]]:
+    """Name what is changed in a plan of so many seconds."""
+    return {
+        "alike": {},
+        "alike, in turns": {"policy": "roundrobin"},
+        "diurnal": {"swing": SWING, "day_s": seconds},
+        "slow": {"slow_share": 0.1},
+        "slow, in turns": {"slow_share": 0.1, "policy": "roundrobin"},
+        "failures": {"failures_a_day": 1.0, "day_s": FAILS_S},
+    }
 
 
 if __name__ == "__main__":
