@@ -9,7 +9,7 @@ measure    32 clients with a short text each, HAProxy, and 1, 2 or 4 servers of 
 redis      what rows in Redis take: bytes, and microseconds of its core
 plan       servers of two workers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers
            compute for 0.7 of the time: all alike; with a day's swing; with a tenth of them half as fast; with each gone
-           now and then; the balancer sends to the one with the fewest open requests, or to one after another ("in turns")
+           now and then; the balancer sends to the one with the fewest open requests, or to one after another (in turns)
 
 Other programs spoil what is measured, so `others` says how much of a core they took; nothing else should run.
 """

@@ -153,6 +153,25 @@ def test_what_is_open_ends_when_it_is_closed(config: RemoteConfig) -> None:
         model.backend.submit(model.jobs.encode(["red"]).tokens)
 
 
+def test_a_server_that_is_killed_costs_no_row(
+    config: RemoteConfig, local: EmbeddingEngine, tiny_path: str, tmp_path: Path
+) -> None:
+    flags = ("--model-path", tiny_path, "--workers", "1", "--cache-bytes", "0")
+    with running_server(tmp_path / "log", *flags) as other:
+        both = msgspec.structs.replace(config, url=(*config.url, other.url), retry_s=30).checked()
+        with contextlib.closing(RemoteModel(both)) as model:
+            texts = [f"red {'blue ' * (i % 9)}green {'one ' * (i % 7)}" for i in range(400)]
+
+            def killed(n_done: int, n_all: int) -> None:
+                if n_done >= n_all // 4 and other.process.is_running():
+                    other.process.kill()
+
+            job = model.jobs.encode(texts)
+            rows = job.finish(model.backend.submit(job.tokens, progress=killed).result(timeout=60)).vectors
+        assert other.process.wait() < 0
+    np.testing.assert_allclose(rows, local.embed_batch(None, texts), atol=1e-3)
+
+
 def test_other_weights_are_refused_and_named(config: RemoteConfig, tmp_path: Path) -> None:
     other = str(write_bert(tmp_path / "other.gguf", gain=0.2))
     with pytest.raises(ConfigError, match=r"other.gguf', whose weights have the hash \w{12}…; those of 'tiny' at http"):
