@@ -5,13 +5,15 @@
     .venv/bin/python -m benchmarks.scale --measure --save     # and keeps all under benchmarks/results/
 
 measure    32 clients with a short text each, HAProxy, and 1, 2 or 4 servers of one worker and one thread, all on this
-           machine: texts a second and the 99th percentile, beside those of the simulation (`benchmarks/simulation`)
+           machine: texts a second and the 99th percentile, beside those of the simulation (`benchmarks/simulation`).
+           Once more with workers that sleep for about as long as they would compute: then servers share no cores, as
+           on machines of their own. Of the rounds those count in which other programs took next to nothing, or least
 redis      what rows in Redis take: bytes, and microseconds of its core
 plan       servers of two workers on 1 to 256 machines of their own, with requests of 16 texts, so many that workers
            compute for 0.7 of the time: all alike; with a day's swing; with a tenth of them half as fast; with each gone
            now and then; the balancer sends to the one with the fewest open requests, or to one after another (in turns)
 
-Other programs spoil what is measured, so `others` says how much of a core they took; nothing else should run.
+Nothing else should run on the machine; `others` says how much of a core it took.
 """
 
 import argparse
@@ -35,7 +37,15 @@ from benchmarks.front import cpu_s
 from benchmarks.simulation.cluster import Plan, Prediction, simulate, simulate_here
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.loads import Draw
-from benchmarks.simulation.measured import CONFIG_NAME, MAX_BATCH_TOKENS, measured_costs, pools, token_counts
+from benchmarks.simulation.measured import (
+    CONFIG_NAME,
+    MAX_BATCH_TOKENS,
+    SLEEP_S,
+    measured_costs,
+    pools,
+    sleepers,
+    token_counts,
+)
 from benchmarks.simulation.node import Shape
 from embellama.cache.entry import sealed
 from embellama.cache.redis import PREFIX
@@ -43,6 +53,9 @@ from tests.conftest import Server
 from tests.programs import RedisServer
 
 POOLS = (1, 2, 4)
+
+# So much of a core other programs may take of a round that counts.
+QUIET = 0.05
 N_CLIENTS = 32
 NODES = (1, 4, 16, 64, 256)
 TEXTS_A_REQUEST = 16
@@ -72,6 +85,8 @@ def main() -> None:
     if options.measure:
         costs = measured_costs(options.model_path, options.seconds)
         result |= {"costs": msgspec.to_builtins(costs), "compared": compared(options, costs, counts)}
+        with sleepers():
+            result["compared"] |= compared(options, costs.with_sleepers(SLEEP_S), counts)
         result["redis"] = redis_costs()
         for name, value in result["redis"].items():
             print(f"redis: {name:24} {value:9.2f}")
@@ -105,13 +120,18 @@ def compared(options: argparse.Namespace, costs: Costs, counts: Sequence[int]) -
                 rounds[n].append(measured(balancer, servers[:n], options.seconds))
     found: dict[str, dict[str, float]] = {}
     for n in POOLS:
-        seen_here = {name: statistics.median(each[name] for each in rounds[n]) for name in rounds[n][0]}
+        least = min(each["others"] for each in rounds[n])
+        quiet = [each for each in rounds[n] if each["others"] <= max(least, QUIET)]
+        seen_here = {name: statistics.median(each[name] for each in quiet) for name in quiet[0]}
         told = told_of(simulate_here(n, N_CLIENTS, 30, SHAPE, costs, one_of(counts, 1)))
-        row = found[f"{n} servers"] = {"others": seen_here.pop("others")}
-        print(f"{n} servers: others took {row['others']:.2f} of a core")
+        kind = f"{n} servers, {'sleeping' if costs.sleeping else 'computing'}"
+        row = found[kind] = {"rounds": len(quiet), "others": seen_here.pop("others")}
+        print(f"{kind}: {len(quiet)} rounds, in which others took {row['others']:.2f} of a core")
         for name, value in seen_here.items():
+            if name == "worker use" and costs.sleeping:
+                continue
             row |= {name: value, f"{name}, predicted": told[name], f"{name}, error": told[name] / value - 1}
-            print(f"{n} servers: {name:12} {value:9.2f}, predicted {told[name]:9.2f}: {told[name] / value - 1:+.3f}")
+            print(f"{kind}: {name:12} {value:9.2f}, predicted {told[name]:9.2f}: {told[name] / value - 1:+.3f}")
     return found
 
 

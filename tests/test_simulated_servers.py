@@ -167,6 +167,13 @@ def test_a_day_swings_around_its_mean() -> None:
     assert [round(rate(hour)) for hour in (0, 6, 12, 18, 24)] == [100, 130, 100, 70, 100]
 
 
+def test_workers_that_sleep_share_no_cores() -> None:
+    costs = REAL.with_sleepers(0.0005)
+    one, four = (simulate_here(n, 64, 3.0, Shape(), costs, one_text) for n in (1, 4))
+    assert one.texts_per_s == pytest.approx(1 / (10 * 0.0005), rel=0.05)
+    assert four.texts_per_s == pytest.approx(4 * one.texts_per_s, rel=0.05)
+
+
 def test_servers_that_share_a_machine_share_its_cores() -> None:
     one, two, four = (simulate_here(n, 32, 2.0, Shape(), REAL, one_text) for n in (1, 2, 4))
     assert two.texts_per_s > 1.3 * one.texts_per_s

@@ -15,6 +15,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         batches: Tokens of a batch, rising, and the seconds that one thread computes it for.
         spread: By what a batch's time differs from that, each as often as any other: ratios, of which the middle is 1.
+        sleeping: Whether workers sleep for that long instead of computing.
         worker_batch_s: What a worker adds to each batch: to read and to write it.
         front_wake_s: A server's front, each time that it had nothing to do: with more to do, it costs less.
         front_request_s: The front, for each request.
@@ -27,6 +28,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     batches: tuple[tuple[int, float], ...]
     spread: tuple[float, ...] = (1.0,)
+    sleeping: bool = False
     worker_batch_s: float = 0.0
     front_wake_s: float = 0.0
     front_request_s: float = 0.0
@@ -41,6 +43,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     def batch_s(self, n_tokens: int) -> float:
         """Return the seconds that a batch takes a worker: between two that were measured, in proportion."""
         return self.worker_batch_s + _between(self.batches, n_tokens)
+
+    def with_sleepers(self, token_s: float) -> "Costs":
+        """Return the costs where workers sleep for so many seconds for each token."""
+        return msgspec.structs.replace(self, batches=((0, 0.0), (1, token_s)), spread=(1.0,), sleeping=True)
 
     def front_s(self, n_texts: int) -> float:
         """Return the seconds that a request of so many texts takes a front."""

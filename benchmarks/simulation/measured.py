@@ -61,6 +61,16 @@ def paced(model: EmbeddingModel) -> None:
     model.encode = encode  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def sleepers() -> Iterator[None]:
+    """Have the workers of servers that are started meanwhile sleep instead of computing."""
+    os.environ[HOOK] = f"{__name__}:paced"
+    try:
+        yield
+    finally:
+        del os.environ[HOOK]
+
+
 def token_counts(model_path: str) -> list[int]:
     """Return the tokens of each of `texts.sentences`."""
     with EmbeddingModel(_config(model_path)) as model:
@@ -150,16 +160,16 @@ class _Seen(NamedTuple):
 
 def _beside_sleepers(model_path: str, seconds: float) -> dict[str, Any]:
     """Measure what requests cost front, balancer, clients and worker."""
-    os.environ[HOOK] = f"{__name__}:paced"
     pool = texts.sentences()
     short, long = [[text] for text in pool], [pool[i : i + LONG] for i in range(0, 3 * LONG, LONG)]
-    try:
-        with tempfile.TemporaryDirectory() as folder, pools(Path(folder), model_path, (1,)) as ((balancer,), [server]):
-            family = (server.process, balancer.process, psutil.Process(), *server.workers())
-            loads = ((short, 1), (short, 32), (long, 8))
-            lone, many, large = (_seen(balancer.url, family, *each, seconds) for each in loads)
-    finally:
-        del os.environ[HOOK]
+    with (
+        sleepers(),
+        tempfile.TemporaryDirectory() as folder,
+        pools(Path(folder), model_path, (1,)) as (fronts, servers),
+    ):
+        family = (servers[0].process, fronts[0].process, psutil.Process(), *servers[0].workers())
+        loads = ((short, 1), (short, 32), (long, 8))
+        lone, many, large = (_seen(fronts[0].url, family, *each, seconds) for each in loads)
     costs: dict[str, float] = {}
     for at, name in enumerate(("front", "balancer", "client")):
         # Of two loads: the same work for a request, and more or less often to wake up for it.

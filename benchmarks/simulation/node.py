@@ -52,8 +52,10 @@ class Node:
         """Start one, ready, whose work takes `slowness` times as long as that of others; `seed` is for its batches."""
         self._costs, self._shape = costs, shape
         self._random = random.Random(seed)
+        # What sleeps takes nobody's core.
+        place = Machine(machine.clock, [n + 1.0 for n in range(shape.n_workers)]) if costs.sleeping else machine
         self.front = Process(machine, slowness, wake_s=costs.front_wake_s)
-        self.workers = [Process(machine, slowness, nice=True) for _ in range(shape.n_workers)]
+        self.workers = [Process(place, slowness, nice=True) for _ in range(shape.n_workers)]
         self.n_requests = 0
         self.is_up = False
         self.start()
