@@ -18,7 +18,7 @@ from benchmarks.simulation.clock import Clock
 from benchmarks.simulation.cluster import Plan, simulate, simulate_here
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.loads import Arrivals, Clients, Load, diurnal
-from benchmarks.simulation.machine import Machine, Process
+from benchmarks.simulation.machine import NICE_WEIGHT, Machine, Process
 from benchmarks.simulation.node import Node, Shape
 
 ONE = Costs(batches=((10, 0.010),))  # every batch takes 10 ms, and nothing else takes any time
@@ -101,13 +101,14 @@ def test_a_machine_does_all_work_and_no_more_than_its_cores_can(jobs: list[tuple
     assert max(ended) <= total + 1e-6
 
 
-def test_nice_processes_have_what_is_left() -> None:
+@pytest.mark.parametrize(("n_cores", "front_s"), [(1, 1 + NICE_WEIGHT), (2, 1.0)])
+def test_nice_processes_have_less_where_cores_are_short(n_cores: int, front_s: float) -> None:
     clock = Clock()
-    machine, ended = Machine(clock, [1.0]), dict[str, float]()
+    machine, ended = Machine(clock, [n + 1.0 for n in range(n_cores)]), dict[str, float]()
     for name, nice in (("worker", True), ("front", False)):
         Process(machine, nice=nice).do(1.0, lambda name=name: ended.update({name: clock.now}))  # type: ignore[misc]
     clock.run()
-    assert ended == {"front": pytest.approx(1.0), "worker": pytest.approx(2.0)}
+    assert ended == {"front": pytest.approx(front_s), "worker": pytest.approx(2.0 / n_cores)}
 
 
 PLANS: list[dict[str, Any]] = [

@@ -1,8 +1,8 @@
 """`Machine`: cores that processes share; `Process`: work that is done one piece after another.
 
-Process.do ── its queue ──► Machine: those that have work run at the same rate, nice ones on what is left ──► done
+Process.do ── its queue ──► Machine: those that have work run at the same rate, nice ones at a lower one ──► done
 
-So do Linux's schedulers, but for slices of a few milliseconds, and for the little that nice processes get in any case.
+So do Linux's schedulers, but for slices of a few milliseconds.
 """
 
 import heapq
@@ -11,6 +11,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from benchmarks.simulation.clock import Action, Clock
+
+# Where cores are short, a process of the server's workers' niceness, 5, gets so much of what another one gets (Linux,
+# kernel/sched/core.c: weights of 335 and 1024).
+NICE_WEIGHT = 335 / 1024
 
 
 class Machine:
@@ -58,11 +62,13 @@ class Machine:
         n_cores, n_first, n_nice = len(self._speeds), len(first), len(nice)
         n_busy = min(n_cores, n_first + n_nice)
         speed = self._speeds[n_busy - 1] / n_busy if n_busy else 0.0
-        first.rate = speed * min(1.0, n_cores / n_first) if n_first else 0.0
-        nice.rate = speed * min(1.0, max(n_cores - n_first, 0) / n_nice) if n_nice else 0.0
+        share = n_cores / (n_first + NICE_WEIGHT * n_nice) if n_busy else 0.0
+        first.rate = speed * min(1.0, share)
+        # No process gets more than a core; what others leave is for the nice.
+        nice.rate = speed * min(1.0, NICE_WEIGHT * share if share < 1 else (n_cores - n_first) / max(n_nice, 1))
         self._version += 1
         version = self._version
-        left = [(each.left / each.rate, each) for each in self._classes if each.rate]
+        left = [(each.left / each.rate, each) for each in self._classes if len(each)]
         if left:
             seconds, soonest = min(left, key=lambda pair: pair[0])
             self.clock.after(seconds, lambda: self._finish(version, soonest))
