@@ -1,7 +1,7 @@
 """`BulkBackend`: texts in, a future of their outcomes out, one for each; `EngineBackend` computes them in this process.
 
-a part's texts ── submit ──► one thread, part after part ── tokenize, faults left out ──► the model's threads
-                                                                                             │
+a part's texts ── submit ──► one thread, part after part ── tokenize, faults left out ──► the model's threads, or
+                                                                                             │ servers (`bulk.remote`)
 outcomes ◄── vectors, or the error of each text at fault ◄── computed again without them ◄───╯
 
 A vector's last digits depend on the texts that it is computed beside. So that a run which was ended and gone on with
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
+from embellama.backend import Backend
+from embellama.batch import Rows
 from embellama.bulk.documents.chunks import Chunker
 from embellama.bulk.documents.late import WindowJob, grouped, joined, window_jobs
 from embellama.bulk.job import BulkJob
@@ -24,6 +26,7 @@ from embellama.cache.key import weights_hash
 from embellama.config import EngineConfig
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, check_number
 from embellama.halves import by_halves
+from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.registry import LoadedModel
@@ -100,8 +103,23 @@ class BulkBackend(Protocol):
         """Drop what was submitted, and free everything."""
 
 
-class EngineBackend:
-    """Computes parts with a model in this process.
+class Model(Protocol):
+    """A model, wherever it is computed: `LoadedModel`, `RemoteModel`."""
+
+    config: EngineConfig
+    jobs: Jobs
+    info: ModelInfo
+
+    @property
+    def backend(self) -> Backend[Future[Rows]]:
+        """Computes the rows of its jobs."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class ModelBackend:
+    """Computes parts with a model whose texts become tokens in this process.
 
     Attributes:
         n_parts: One part is with the model at a time.
@@ -109,30 +127,16 @@ class EngineBackend:
 
     n_parts = 1
 
-    def __init__(
-        self, config: EngineConfig, options: EmbedOptions, settings: Mapping[str, Any], *, cached: bool = False
-    ):
-        """Load a model.
+    def __init__(self, model: Model, options: EmbedOptions):
+        """Begin with a model, which is closed at the end, or at once if this raises `InputError`: an option is wrong.
 
         Args:
-            config: Its settings.
+            model: The model.
             options: How texts are read and vectors written.
-            settings: Of `SETTINGS`, what takes the place of what `config` leaves to embellama.
-            cached: Whether rows come from the cache of `config` and go into it. Their last digits are then those of
-                whatever they were first computed beside.
-
-        Raises:
-            ConfigError, ModelLoadError: As `EmbeddingEngine.load_model` does.
-            InputError: An option is wrong.
         """
-        self._options = options
+        self._model, self._options = model, options
         self._running: Future[Any] | None = None
         self._closing = False
-        config = as_before(config, settings).checked()
-        # No cache: of two equal texts in two parts, one would have the other's last digits, unless a run began between
-        # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
-        config = msgspec.structs.replace(config, n_threads=config.n_threads_busy, **({} if cached else NO_CACHE))
-        self._model = LoadedModel(config)
         self._thread = ThreadPoolExecutor(1, "bulk")
         try:
             self._model.jobs.encode(["a"], options)  # options that are wrong are found before any work
@@ -146,13 +150,11 @@ class EngineBackend:
         return self._options.dimensions or self._model.info.dim
 
     def facts(self) -> dict[str, object]:
-        """Return what vectors depend on, as `BulkBackend.facts` says."""
-        config = self._model.config
-        prompt = _prompt(self._model.jobs, self._options)
+        """Return what vectors depend on, as `BulkBackend.facts` says, as far as it is decided in this process."""
+        config, prompt = self._model.config, _prompt(self._model.jobs, self._options)
         return {
             "name": config.model_name,
             "weights_sha256": weights_hash(config.model_path).hex(),
-            "settings": {name: getattr(config, name) for name in SETTINGS},
             "prompt": _written(prompt, self._options),
             "prompt_identity": prompt.identity if prompt else "",
             "versions": {name: importlib.metadata.version(name) for name in ("embellama", "llama-cpp-python", "numpy")},
@@ -226,6 +228,36 @@ class EngineBackend:
             return job.finish(future.result())
         except EmbeddingFailed as error:
             raise job.named(error) from None
+
+
+class EngineBackend(ModelBackend):
+    """Computes parts with a model in this process."""
+
+    def __init__(
+        self, config: EngineConfig, options: EmbedOptions, settings: Mapping[str, Any], *, cached: bool = False
+    ):
+        """Load a model.
+
+        Args:
+            config: Its settings.
+            options: How texts are read and vectors written.
+            settings: Of `SETTINGS`, what takes the place of what `config` leaves to embellama.
+            cached: Whether rows come from the cache of `config` and go into it. Their last digits are then those of
+                whatever they were first computed beside.
+
+        Raises:
+            ConfigError, ModelLoadError: As `EmbeddingEngine.load_model` does.
+            InputError: An option is wrong.
+        """
+        config = as_before(config, settings).checked()
+        # No cache: of two equal texts in two parts, one would have the other's last digits, unless a run began between
+        # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
+        config = msgspec.structs.replace(config, n_threads=config.n_threads_busy, **({} if cached else NO_CACHE))
+        super().__init__(LoadedModel(config), options)
+
+    def facts(self) -> dict[str, object]:
+        """Return what vectors depend on, as `BulkBackend.facts` says."""
+        return super().facts() | {"settings": {name: getattr(self._model.config, name) for name in SETTINGS}}
 
 
 def as_before(config: AnyEngine, settings: Mapping[str, Any]) -> AnyEngine:

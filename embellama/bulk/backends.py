@@ -32,6 +32,6 @@ def backend_of(config: EngineConfig | RemoteConfig, options: EmbedOptions, earli
         return EngineBackend(config, options, earlier.get("settings", {}))
     for name in ("httpx", "tenacity", "aiolimiter"):
         extra(name, "other servers")
-    from embellama.bulk.remote import RemoteBackend  # with packages that only it needs
+    from embellama.bulk.remote import RemoteBackend, RemoteModelBackend  # with packages that only they need
 
-    return RemoteBackend(config, options, earlier)
+    return RemoteModelBackend(config, options) if config.tokenizer_path else RemoteBackend(config, options, earlier)

@@ -1,6 +1,7 @@
-"""`RemoteBackend`: other servers compute a run's parts.
+"""`RemoteBackend`: other servers compute a run's parts; `RemoteModelBackend`: those that have a model that is here too.
 
 a part's texts ── submit ──► RemoteClient ──► servers ──► RemoteClient ──► outcomes
+               ── submit ──► token ids ── RemoteModel ──► servers ──► rows ──► outcomes
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from embellama.bulk.backend import Embedded, Outcome, Text
+from embellama.bulk.backend import Embedded, ModelBackend, Outcome, Text
 from embellama.bulk.documents.chunks import Chunker
 from embellama.bulk.job import BulkJob
 from embellama.options import EmbedOptions
 from embellama.remote.client import RemoteClient, RemoteOutcome, RemoteVector
 from embellama.remote.config import RemoteConfig
+from embellama.remote.model import RemoteModel
 
 # So many numbers of the vector of a fixed text tell a server's model from others, where no hash does.
 N_PROBED = 8
@@ -68,7 +70,7 @@ class RemoteBackend:
         }
 
     def chunker(self, job: BulkJob) -> Chunker | None:
-        """Return None: `run` refuses jobs that want chunks, as servers do not tell where tokens begin."""
+        """Return None: `run` refuses jobs that want chunks, as without `tokenizer_path` nobody knows the tokens."""
         assert job.chunk_tokens is None
         return None
 
@@ -90,6 +92,31 @@ class RemoteBackend:
     def close(self) -> None:
         """Drop what was submitted, and hang up."""
         self._client.close()
+
+
+class RemoteModelBackend(ModelBackend):
+    """Computes parts with servers of a model whose file is here too: what it does to texts and rows is done here."""
+
+    def __init__(self, config: RemoteConfig, options: EmbedOptions):
+        """Ask the servers which model they have, and compare it with the file.
+
+        Raises:
+            ConfigError, ModelLoadError, Unavailable: As `RemoteModel` does.
+            InputError: An option is wrong.
+        """
+        self._config = config.checked()
+        super().__init__(RemoteModel(self._config), options)
+
+    def facts(self) -> dict[str, object]:
+        """Return what vectors depend on, as `BulkBackend.facts` says, and as far as the servers tell it."""
+        config = self._model.config
+        return super().facts() | {
+            "pooling": config.pooling,
+            "normalization": config.normalization,
+            "dim": self._model.info.dim,
+            "max_batch_size": self._config.max_batch_size,
+            "int8_limit": config.int8_limit,
+        }
 
 
 def _described(numbers: Sequence[float], earlier: str) -> str:

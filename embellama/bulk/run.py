@@ -75,8 +75,8 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
     output = output_of(job)
     earlier = output.earlier()
     check_place("summary", job.summary)
-    if job.chunk_tokens is not None and isinstance(config, RemoteConfig):
-        raise ConfigError("chunk_tokens needs the model's own tokens, so it goes with --model-path, not with --url")
+    if isinstance(config, RemoteConfig):
+        _check_remote(job, config)
     inputs = inputs_of(job, earlier.inputs if earlier else [], progress.note)
     makers = makers_of(job, inputs)
     facts = earlier.model if earlier else {}
@@ -108,6 +108,16 @@ def run(job: BulkJob, config: EngineConfig | RemoteConfig, progress: Log) -> Sum
         output.finish(manifest)
     took = round(time.monotonic() - started, 3)
     return Summary(output=job.output, counts=manifest.counts, resumed_at=before.rows, seconds=took)
+
+
+def _check_remote(job: BulkJob, config: RemoteConfig) -> None:
+    """Refuse what other servers cannot do."""
+    if job.chunk_tokens is not None and not config.tokenizer_path:
+        raise ConfigError(
+            "chunk_tokens needs the model's own tokens: it goes with --model-path, or with --url and --tokenizer-path"
+        )
+    if job.late_chunking:
+        raise ConfigError("late_chunking needs vectors of tokens, which servers do not give: it goes with --model-path")
 
 
 def _asked(job: BulkJob, inputs: list[Input], backend: BulkBackend) -> Manifest:

@@ -1,6 +1,7 @@
 """Bodies of requests for vectors and of their answers, in OpenAI's words.
 
 texts ── RequestBody ──► JSON ──► a server ──► JSON ── vectors_of ──► Answer: rows in the texts' order
+token ids ─────────────► JSON ──► embellama ──► bytes ── rows_of ──► Answer
 """
 
 import base64
@@ -14,12 +15,19 @@ from numpy.typing import NDArray
 from embellama.batch import Rows
 from embellama.remote.faults import Transient
 
+# Texts, or token ids of each.
+Inputs = list[str] | list[list[int]]
+
+# How embellama's servers answer with the rows as they are in memory, and what says how many there are.
+RAW = "application/octet-stream"
+SHAPE_HEADER = "x-embedding-shape"
+
 
 class RequestBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """Body of ``POST /embeddings``; what is below `encoding_format` only embellama's servers read."""
 
     model: str
-    input: list[str]
+    input: Inputs
     encoding_format: str | None = None
     normalized: bool | None = None
     prompt_name: str | None = None
@@ -92,6 +100,17 @@ def vectors_of(body: bytes, n_texts: int, dim: int | None) -> Answer:
         if counts is not None and len(counts) != n_texts:
             raise Transient(f"the answer counts the tokens of {len(counts)} texts, not of {n_texts}")
     return Answer(rows, read.n_tokens, read.truncated, _total(read))
+
+
+def rows_of(body: bytes, shape: str, n_texts: int, dim: int) -> Answer:
+    """Read an answer of `RAW`: the rows' numbers, as little-endian float32; its tokens are known to who sent them.
+
+    Raises:
+        Transient: It is something else; `shape` is what its header says.
+    """
+    if shape != f"{n_texts},{dim}" or len(body) != 4 * n_texts * dim:
+        raise Transient(f"the answer has {len(body)} bytes and the shape {shape or '(none)'}, not {n_texts},{dim}")
+    return Answer(np.frombuffer(body, "<f4").reshape(n_texts, dim), None, None, 0)
 
 
 def _vector(embedding: str | list[float]) -> NDArray[Any]:

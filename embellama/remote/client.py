@@ -4,6 +4,8 @@ embed(texts) ──► requests of so many texts ── Servers.ask ──► ro
                     ▲                              │
                     └── without the text at fault, or in halves, where the server refuses them
 
+rows(tokens) ───► requests of so many tokens ── Servers.ask ──► rows, all or none
+
 An event loop in a thread of its own does the work. A text fails by itself; the future fails where nothing can be
 computed any more.
 """
@@ -11,15 +13,18 @@ computed any more.
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
+import numpy as np
 from numpy.typing import NDArray
 
-from embellama.batch import Rows
-from embellama.errors import EmbellamaError, Unavailable
+from embellama.backend import Progress, Times
+from embellama.batch import Rows, Tokens
+from embellama.errors import DeadlineExceeded, EmbeddingFailed, EmbellamaError, Unavailable
 from embellama.options import EmbedOptions
 from embellama.remote.answers import Answer
 from embellama.remote.config import RemoteConfig
@@ -29,10 +34,12 @@ from embellama.remote.servers import Servers
 from embellama.remote.vectors import RemoteVectors
 
 Result = TypeVar("Result")
+Text = TypeVar("Text", str, Tokens)
 
 # A request ends at so many characters, too: about 8,000 tokens, a second or two of work. More of them, as many requests
 # are open at once, would wait for longer than servers let them.
 REQUEST_CHARACTERS = 32 * 1024
+REQUEST_TOKENS = 8 * 1024
 
 
 class RemoteVector(NamedTuple):
@@ -61,12 +68,16 @@ class RemoteClient:
         dim: Numbers of a vector as the servers give it.
         probe: The vector of `servers.PROBE`, ``(dim,) float32``.
         prompt: Identity of the prompt that the servers write around texts; "" for none, or where they do not say.
+        embellama: Whether all servers are embellama's.
+        weights: The hashes of weights that they tell; "" of those that tell none.
     """
 
     entry: ModelEntry
     dim: int
     probe: Rows
     prompt: str
+    embellama: bool
+    weights: set[str]
 
     def __init__(self, config: RemoteConfig, options: EmbedOptions):
         """Ask the servers of a checked config which model they have.
@@ -94,6 +105,22 @@ class RemoteClient:
         """Have texts computed, none of them twice at once; the future fails with `Unavailable`."""
         return self._run(self._embed(list(texts)))
 
+    def rows(
+        self, tokens: Sequence[Tokens], *, scaled: bool, deadline: float, times: Times, progress: Progress | None
+    ) -> "Future[Rows]":
+        """Have the rows of token ids computed, all or none, by embellama's servers.
+
+        Args:
+            tokens: Token ids of each text, ``(n_tokens,) int32``, special tokens included.
+            scaled: Whether rows are scaled as the model says.
+            deadline, times, progress: As `Backend.submit` takes them.
+
+        Returns:
+            A future of ``(n_texts, dim) float32``. It fails with `EmbeddingFailed`, which names a position in `tokens`,
+            with `Unavailable`, or with `DeadlineExceeded`.
+        """
+        return self._run(self._rows_until(deadline, self._rows(list(tokens), scaled, times, progress)))
+
     def close(self) -> None:
         """Drop what is not computed yet, and hang up."""
         if self._loop.is_closed():
@@ -118,6 +145,7 @@ class RemoteClient:
         await servers.prepare(self._vectors.fields)
         self.entry, self.dim, self.probe = servers.entry, len(servers.probe), servers.probe
         self.prompt = servers.prompt
+        self.embellama, self.weights = servers.embellama, servers.weights
         self._vectors.prepare(self.probe)
 
     async def _close(self) -> None:
@@ -130,7 +158,7 @@ class RemoteClient:
         await self._loop.shutdown_asyncgens()
 
     async def _embed(self, texts: list[str]) -> list[RemoteOutcome]:
-        requests = _requests(texts, self._config.max_batch_size)
+        requests = _requests(texts, self._config.max_batch_size, REQUEST_CHARACTERS)
         tasks = [asyncio.ensure_future(self._outcomes(request)) for request in requests]
         try:
             return list(itertools.chain.from_iterable(await asyncio.gather(*tasks)))
@@ -139,6 +167,52 @@ class RemoteClient:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _rows_until(self, deadline: float, rows: Coroutine[Any, Any, Rows]) -> Rows:
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left if left < float("inf") else None):
+                return await rows
+        except TimeoutError:
+            raise DeadlineExceeded(max(round(left * 1000), 0)) from None
+
+    async def _rows(self, tokens: list[Tokens], scaled: bool, times: Times, progress: Progress | None) -> Rows:
+        rows = np.empty((len(tokens), self.dim), np.float32)
+        n_done = 0
+
+        async def compute(first: int, request: Sequence[Tokens]) -> None:
+            nonlocal n_done
+            times.started = times.started or time.monotonic()
+            found = (await self._asked(first, request, scaled)).rows
+            rows[first : first + len(request)] = found
+            n_done += len(request)
+            if progress:
+                progress(n_done, len(tokens))
+
+        requests = list(_requests(tokens, self._config.max_batch_size, REQUEST_TOKENS))
+        firsts = itertools.accumulate(map(len, requests[:-1]), initial=0)
+        tasks = [asyncio.ensure_future(compute(*each)) for each in zip(firsts, requests, strict=False)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return rows
+
+    async def _asked(self, first: int, request: Sequence[Tokens], scaled: bool) -> Answer:
+        """Have a request's rows computed, all of them usable; its first text is number `first` in errors."""
+        try:
+            answer = await self._servers.ask([ids.tolist() for ids in request], scaled=scaled)
+        except Refused as error:
+            if error.index is None or not 0 <= error.index < len(request):
+                raise Unavailable(error.reason) from error
+            raise EmbeddingFailed(first + error.index, error.reason) from error
+        except (Transient, Unusable) as error:
+            raise Unavailable(str(error)) from error
+        usable = np.isfinite(answer.rows).all(axis=1) & answer.rows.any(axis=1)
+        if not usable.all():
+            raise EmbeddingFailed(first + int(usable.argmin()), "its vector is not finite, or all zeros")
+        return answer
 
     async def _outcomes(self, texts: list[str]) -> list[RemoteOutcome]:
         """Have the texts of one request computed; each that is refused is left out of those that are sent again."""
@@ -180,15 +254,15 @@ class RemoteClient:
         ]
 
 
-def _requests(texts: Sequence[str], max_texts: int) -> Iterator[list[str]]:
+def _requests(texts: Sequence[Text], max_texts: int, max_length: int) -> Iterator[list[Text]]:
     """Group texts, in their order, into those of one request each; what is in a group follows from the texts alone."""
-    held: list[str] = []
-    n_characters = 0
+    held: list[Text] = []
+    length = 0
     for text in texts:
-        if held and (len(held) == max_texts or n_characters + len(text) > REQUEST_CHARACTERS):
+        if held and (len(held) == max_texts or length + len(text) > max_length):
             yield held
-            held, n_characters = [], 0
+            held, length = [], 0
         held.append(text)
-        n_characters += len(text)
+        length += len(text)
     if held:
         yield held

@@ -31,6 +31,13 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_name: Annotated[
         str, Meta(description="Model to ask the servers for; by default the only one that they list.")
     ] = ""
+    tokenizer_path: Annotated[
+        str,
+        Meta(
+            description="GGUF file of the embellama servers' own model: texts become tokens here, so that chunks and "
+            "windows work; other weights than theirs are refused."
+        ),
+    ] = ""
     api_key: Annotated[str, Meta(description="Key that the servers ask for; others see it least in the variable.")] = ""
     concurrency: Annotated[int, Meta(ge=1, le=1024, description="Most requests that are open at once.")] = 8
     max_batch_size: Annotated[int, Meta(ge=1, le=2048, description="Most texts in one request.")] = 64

@@ -14,7 +14,7 @@ import msgspec
 
 from embellama.cache.breaker import Breaker
 from embellama.errors import ConfigError
-from embellama.remote.answers import Answer, RequestBody, vectors_of
+from embellama.remote.answers import RAW, SHAPE_HEADER, Answer, RequestBody, rows_of, vectors_of
 from embellama.remote.faults import Refused, Transient, Unusable, fault_of
 
 logger = logging.getLogger("embellama.remote")
@@ -41,6 +41,7 @@ class ModelEntry(msgspec.Struct):
     weights_sha256: str | None = None
     pooling: str | None = None
     normalization: str | None = None
+    max_input_tokens: int | None = None
 
     @property
     def is_embellama(self) -> bool:
@@ -81,16 +82,18 @@ class RemoteServer:
         """Have texts computed.
 
         Args:
-            body: The request; its encoding is the server's.
+            body: The request; its encoding is the server's. Of token ids, the answer is `RAW`.
             dim: How many numbers vectors must have; None if that is not known yet.
 
         Raises:
             Transient, Refused, Unusable: As their classes say.
         """
-        content = msgspec.json.encode(msgspec.structs.replace(body, encoding_format=self.encoding))
+        raw = dim is not None and isinstance(body.input[0], list)
+        content = msgspec.json.encode(msgspec.structs.replace(body, encoding_format=None if raw else self.encoding))
         try:
-            headers, read = await self._exchange("POST", "/embeddings", content)
-            answer = self._vectors(read, len(body.input), dim)._replace(prompt=headers.get(PROMPT_HEADER, ""))
+            headers, got = await self._exchange("POST", "/embeddings", content, RAW if raw else "")
+            answer = self._read(got, len(body.input), dim, headers.get(SHAPE_HEADER, "") if raw else None)
+            answer = answer._replace(prompt=headers.get(PROMPT_HEADER, ""))
         except Transient as error:
             self._failed(error)
             raise
@@ -135,18 +138,23 @@ class RemoteServer:
             later = f", in {error.retry_after_s:g} s as it wants" if error.retry_after_s else ""
             logger.warning("%s; it is asked again%s", error, later)
 
-    def _vectors(self, content: bytes, n_texts: int, dim: int | None) -> Answer:
+    def _read(self, content: bytes, n_texts: int, dim: int | None, shape: str | None) -> Answer:
         try:
-            return vectors_of(content, n_texts, dim)
+            if shape is None or dim is None:
+                return vectors_of(content, n_texts, dim)
+            return rows_of(content, shape, n_texts, dim)
         except Transient as error:
             raise Transient(f"{self.url}: {error}") from error
 
-    async def _exchange(self, method: str, path: str, content: bytes | None = None) -> tuple[httpx.Headers, bytes]:
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None = None, accept: str = ""
+    ) -> tuple[httpx.Headers, bytes]:
         """Send a request and return the headers and the body of its answer, if that is good."""
+        headers = {"accept": accept} if accept else None
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                self._http.stream(method, self.url + path, content=content) as response,
+                self._http.stream(method, self.url + path, content=content, headers=headers) as response,
             ):
                 body = await self._body(response)
         except TimeoutError:

@@ -9,7 +9,7 @@ One that refuses whatever it is asked gets nothing more. Those that work must ha
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx
@@ -19,10 +19,10 @@ import tenacity
 
 from embellama.batch import Rows
 from embellama.errors import ConfigError
-from embellama.remote.answers import Answer, RequestBody
+from embellama.remote.answers import Answer, Inputs, RequestBody
 from embellama.remote.config import RemoteConfig
 from embellama.remote.faults import Refused, Transient, Unusable
-from embellama.remote.limits import RateLimits
+from embellama.remote.limits import FIRST_CHARACTERS_A_TOKEN, RateLimits
 from embellama.remote.server import ENCODINGS, ModelEntry, RemoteServer
 
 Result = TypeVar("Result")
@@ -51,16 +51,25 @@ class _Request:
     """A request until it is answered, or given up.
 
     Attributes:
-        texts: What is to be computed.
+        inputs: What is to be computed: texts, or token ids of each.
         server: Who is to compute it before work begins; None for any.
-        n_characters: Of all texts.
+        n_characters: Of all texts; of token ids, as many as such texts would have.
+        n_tokens: Of all token ids; 0 of texts, whose tokens a server counts.
         failed_at: When it failed first; None if it did not.
     """
 
-    def __init__(self, texts: Sequence[str], server: RemoteServer | None = None):
-        self.texts, self.server = list(texts), server
-        self.n_characters = sum(map(len, texts))
+    def __init__(self, inputs: Inputs, server: RemoteServer | None = None, *, scaled: bool = True):
+        self.inputs, self.server, self._scaled = inputs, server, scaled
+        total = sum(map(len, inputs))
+        self.n_tokens = total if inputs and isinstance(inputs[0], list) else 0
+        self.n_characters = round(FIRST_CHARACTERS_A_TOKEN * total) if self.n_tokens else total
         self.failed_at: float | None = None
+
+    def body(self, fields: RequestBody) -> RequestBody:
+        """Return what is sent: texts with `fields`; token ids with what rows of them may be asked with."""
+        if not self.n_tokens:
+            return msgspec.structs.replace(fields, input=self.inputs)
+        return RequestBody(fields.model, self.inputs, normalized=None if self._scaled else False)
 
 
 class Servers:
@@ -69,6 +78,7 @@ class Servers:
     Attributes:
         entry: What the first server tells of the model.
         embellama: Whether all servers are embellama's.
+        weights: The hashes of weights that they tell; "" of those that tell none.
         dim: Numbers of a vector; None until that is known.
         probe: The vector of `PROBE`, ``(dim,) float32``.
         prompt: Identity of the prompt that they write around texts, as far as they tell it; "" for none.
@@ -86,6 +96,7 @@ class Servers:
         self._answered_at = 0.0
         self.entry = ModelEntry(config.model_name)
         self.embellama = False
+        self.weights: set[str] = set()
         self.dim: int | None = None
         self.probe: Rows = np.zeros(0, np.float32)
         self.prompt = ""
@@ -97,9 +108,10 @@ class Servers:
             ConfigError: It is not the same, or none is named and there is not exactly one.
             Transient, Unusable: One does not answer.
         """
-        entries = [await self._retried(_Request((), server), self._entry_of) for server in self._servers]
+        entries = [await self._retried(_Request([], server), self._entry_of) for server in self._servers]
         self.entry = entries[0]
         self.embellama = all(entry.is_embellama for entry in entries)
+        self.weights = {entry.weights_sha256 or "" for entry in entries}
         told = [(server.url, entry.weights_sha256) for server, entry in zip(self._servers, entries, strict=True)]
         if len({weights for _, weights in told if weights}) > 1:
             having = ", ".join(f"{url} {weights[:12]}…" for url, weights in told if weights)
@@ -131,15 +143,20 @@ class Servers:
                     f"and {server.url} have a cosine of {cosine:.3f}"
                 )
 
-    async def ask(self, texts: Sequence[str]) -> Answer:
-        """Have texts computed by any server.
+    async def ask(self, inputs: Inputs, *, scaled: bool = True) -> Answer:
+        """Have texts, or token ids, computed by any server.
+
+        Args:
+            inputs: Texts, for which is asked what `prepare` was told; or token ids, of which only embellama's know what
+                is meant.
+            scaled: Whether rows of token ids are scaled as the model says.
 
         Raises:
             Refused: They are refused.
             Transient: They are not answered in time, though others are.
             Unusable: Nothing is answered any more.
         """
-        request = _Request(texts)
+        request = _Request(inputs, scaled=scaled)
         async with self._slots:
             try:
                 return await self._retried(request, self._answer)
@@ -205,8 +222,7 @@ class Servers:
             server = await self._free(request.server)  # while it waited, others may have been told to wait
             server.n_open += 1
         try:
-            body = msgspec.structs.replace(self._fields, input=request.texts)
-            answer = await server.embed(body, None if request.server else self.dim)
+            answer = await server.embed(request.body(self._fields), None if request.server else self.dim)
         except Unusable as error:
             if request.server is None and self._usable():
                 raise Transient(str(error)) from error  # another one may answer
@@ -214,13 +230,14 @@ class Servers:
         finally:
             server.n_open -= 1
         self._answered_at = time.monotonic()
-        if request.server is None and answer.prompt != self.prompt:
+        # No prompt is written around token ids.
+        if request.server is None and not request.n_tokens and answer.prompt != self.prompt:
             raise Unusable(
                 f"{server.url} writes another prompt around texts than before: it was {self.prompt or 'none'} and is "
                 f"{answer.prompt or 'none'}"
             )
-        if answer.total_tokens:
-            self._limits.counted(request.n_characters, estimated, answer.total_tokens)
+        if n_tokens := answer.total_tokens or request.n_tokens:
+            self._limits.counted(request.n_characters, estimated, n_tokens)
         return answer
 
     async def _free(self, only: RemoteServer | None) -> RemoteServer:
