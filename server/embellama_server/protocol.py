@@ -59,6 +59,7 @@ class Protocol(HttpToolsProtocol):
         self._n_head: int | None = 0  # bytes of a head that is still coming; None between heads
         self._answering: RequestResponseCycle | None = None
         self._refusal = b""  # to be sent once the requests before it are answered
+        self._is_ending = False
         self._head_timer = _Timer(self.loop, HEAD_S, transport.close)
         self._linger_timer = _Timer(self.loop, LINGER_S, transport.close)
         self._unread_timer = _Timer(self.loop, UNREAD_S, transport.abort)
@@ -88,6 +89,15 @@ class Protocol(HttpToolsProtocol):
             message = f"the request's head has more than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", message, "headers_too_large")
 
+    def end_soon(self) -> None:
+        """Have the client close the connection with the next answer, which says so: the server is about to stop.
+
+        A connection that is closed while it is idle may be one on which a request is on its way.
+        """
+        self._is_ending = True
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
     def shutdown(self) -> None:
         """Close the connection once it is answered: the server stops."""
         super().shutdown()
@@ -111,6 +121,8 @@ class Protocol(HttpToolsProtocol):
         self._n_head = None
         self._head_timer.stop()
         super().on_headers_complete()
+        if self._is_ending:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -35,6 +36,10 @@ logger = logging.getLogger("embellama.server")
 
 # So long after being told to stop, the event loop has read what had arrived by then. Longer delays the end.
 ARRIVED_S = 0.02
+
+# So long after being told to stop, connections on which requests come one after another have been told to end, too. A
+# client that asks more rarely may find its connection closed; longer delays the end where connections are idle.
+GOODBYE_S = 0.5
 
 
 def serve(config: ServerConfig) -> None:
@@ -108,8 +113,21 @@ class _HttpServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Read what has arrived: uvicorn hangs up on connections that have no request, and one may be in the socket.
         await asyncio.sleep(ARRIVED_S)
+        for server in self.servers:
+            server.close()  # no more connections
+        await self._end_connections()
         await self.application.stop()
         await super().shutdown(sockets)
+
+    async def _end_connections(self) -> None:
+        """Have clients close connections, as long as they do so soon."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GOODBYE_S
+        connections = self.server_state.connections
+        for connection in connections:
+            cast(Protocol, connection).end_soon()
+        while connections and loop.time() < end and not self.force_exit:  # noqa: ASYNC110 (nobody tells of the last)
+            await asyncio.sleep(ARRIVED_S)
 
 
 async def _run(http: _HttpServer, listeners: list[socket.socket], certificate: Certificate | None) -> None:

@@ -98,6 +98,24 @@ def test_a_request_that_is_not_here_yet_does_not_hold_up_the_end(start_server: S
         assert "Traceback" not in server.log.read_text()
 
 
+def test_told_to_stop_it_has_a_client_that_goes_on_asking_end_its_connection(
+    start_server: StartServer, tiny_path: str
+) -> None:
+    with start_server("--model-path", tiny_path, "--workers", "1") as server:
+        url = httpx.URL(server.url)
+        with closing(HTTPConnection(url.host, url.port)) as connection:
+            connection.auto_open = 0  # it is one connection: one that is hung up on raises
+            connection.connect()
+            server.process.terminate()
+            told = None
+            while told != "close":
+                connection.request("GET", "/livez")
+                answer = connection.getresponse()
+                assert answer.read() == b"ok"
+                told = answer.getheader("connection")
+        assert server.process.wait(timeout=30) == 0
+
+
 @pytest.mark.parametrize("connections", ["kept", "new"])
 def test_told_to_stop_it_answers_what_had_arrived_unread(
     start_server: StartServer, tiny_path: str, connections: str
