@@ -127,6 +127,11 @@ class Pool:
         request.future.add_done_callback(lambda future: self._cancel(id) if future.cancelled() else None)
         return request.future
 
+    def wait_idle(self) -> None:
+        """Wait until no thread computes, also what nobody waits for any more: batches of a request that failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not any(map(self._scheduler.n_held, self._scheduler.workers)))
+
     def close(self) -> None:
         """Wait until no request is open, then stop the threads. The weights are freed with their last user."""
         if os.getpid() != self._pid:

@@ -29,6 +29,7 @@ from embellama.halves import by_halves
 from embellama.info import ModelInfo
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
+from embellama.pool import Pool
 from embellama.registry import LoadedModel
 from embellama.results import Embeddings
 from embellama.text.prompt import Prompt
@@ -227,7 +228,11 @@ class ModelBackend:
         try:
             return job.finish(future.result())
         except EmbeddingFailed as error:
+            self._wait_idle()
             raise job.named(error) from None
+
+    def _wait_idle(self) -> None:
+        """Wait until nothing is left of a request that failed, if that could change how the next one is computed."""
 
 
 class EngineBackend(ModelBackend):
@@ -254,6 +259,11 @@ class EngineBackend(ModelBackend):
         # them. Always so many threads for a batch: whether it is alone at the end of a part is a matter of time.
         config = msgspec.structs.replace(config, n_threads=config.n_threads_busy, **({} if cached else NO_CACHE))
         super().__init__(LoadedModel(config), options)
+
+    def _wait_idle(self) -> None:
+        # The next request's batches depend on how many threads are free.
+        if isinstance(self._model.backend, Pool):
+            self._model.backend.wait_idle()
 
     def facts(self) -> dict[str, object]:
         """Return what vectors depend on, as `BulkBackend.facts` says."""
