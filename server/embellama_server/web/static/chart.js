@@ -21,42 +21,44 @@ function path(values, y) {
   return d;
 }
 
-// lines: [{name, cls}], the first one in front; `write` makes text of a value; with `log`, powers of ten are equally high.
+// Lines, the first one in front; `write` makes text of a value; with `log`, powers of ten are equally high.
 // update(series) takes as many arrays of values over ten minutes, the last one now.
-export function chart(title, unit, lines, write, log = false) {
+export function chart(title, unit, names, write, log = false) {
   const grid = svg("path", { class: "grid" });
   const fill = svg("path", { class: "fill" });
-  const paths = lines.map(({ cls }) => svg("path", { class: cls }));
+  const paths = names.map((_, i) => svg("path", { class: "abc"[i] }));
   const mark = svg("path", { class: "grid" });
   const [top, bottom] = [h("span"), h("span.low")];
   const big = h("p.big");
   const drawing = svg(
-    "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
+    "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title, onpointermove, onpointerleave },
     grid, fill, [...paths].reverse(), mark);
-  const keys = lines.map(({ name, cls }) => (name ? h(`span.key.${cls}`, {}, name) : null));
-  const when = h("span", {}, "now");
+  const keys = names.map((name, i) => name && h(`span.key.${"abc"[i]}`, name));
+  const when = h("span", "now");
   let [series, hovered] = [[], null];
 
   function tell() {
-    const i = hovered ?? series[0].length - 1;
+    const last = series[0].length - 1;
+    const i = hovered ?? last;
     const [first, ...others] = series.map((values) => write(values[i]));
-    const rest = others.map((value, j) => ` · ${lines[j + 1].name} ${value}`);
-    big.replaceChildren(first, h("small", {}, " ", unit, rest));
-    const ago = Math.round(((series[0].length - 1 - i) / series[0].length) * 600);
+    const rest = others.map((value, j) => ` · ${names[j + 1]} ${value}`);
+    big.replaceChildren(first, h("small", " ", unit, rest));
+    const ago = Math.round(((last - i) / (last + 1)) * 600);
     when.textContent = ago ? `${Math.floor(ago / 60)}:${String(ago % 60).padStart(2, "0")} min ago` : "now";
-    mark.setAttribute("d", ago ? `M${(i * WIDTH) / (series[0].length - 1)} 0V${HEIGHT}` : "");
+    mark.setAttribute("d", ago ? `M${(i * WIDTH) / last} 0V${HEIGHT}` : "");
   }
 
-  drawing.addEventListener("pointermove", (event) => {
+  function onpointermove({ clientX }) {
     const { left, width } = drawing.getBoundingClientRect();
     const last = series[0]?.length - 1;
-    hovered = Math.max(0, Math.min(last, Math.round(((event.clientX - left) / width) * last)));
+    hovered = Math.max(0, Math.min(last, Math.round(((clientX - left) / width) * last)));
     if (last) tell();
-  });
-  drawing.addEventListener("pointerleave", () => {
+  }
+
+  function onpointerleave() {
     hovered = null;
     if (series.length) tell();
-  });
+  }
 
   function update(given) {
     series = given;
@@ -75,15 +77,15 @@ export function chart(title, unit, lines, write, log = false) {
     grid.setAttribute("d", marks.map((value) => `M0 ${y(value)}H${WIDTH}`).join(""));
     bottom.textContent = low ? write(low) : "";
     paths.forEach((line, i) => line.setAttribute("d", path(series[i], y)));
-    if (lines.length === 1) fill.setAttribute("d", `${path(series[0], y)}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z`);
+    if (names.length === 1) fill.setAttribute("d", `${path(series[0], y)}L${WIDTH} ${HEIGHT}L0 ${HEIGHT}Z`);
     top.textContent = write(full);
     drawing.setAttribute("aria-label", `${title}, last ten minutes: at most ${write(most)} ${unit}`);
     tell();
   }
 
   return {
-    node: h("div.chart", {}, big, h("div.axis", {}, top, h("span.row", {}, keys)), drawing, bottom,
-      h("div.axis", {}, h("span", {}, "10 min ago"), when)),
+    node: h("div.chart", big, h("div.axis", top, h("span.row", keys)), drawing, bottom,
+      h("div.axis", h("span", "10 min ago"), when)),
     update,
   };
 }

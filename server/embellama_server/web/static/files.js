@@ -25,7 +25,7 @@ export function downloads({ name, items, picture }) {
     JSONL: () => items().map((item) => `${JSON.stringify(item)}\n`),
     ...(picture && { SVG: () => [svgFile(picture())] }),
   };
-  return h("div.row", {}, Object.entries(writers).map(([kind, write]) => {
+  return h("div.row", Object.entries(writers).map(([kind, write]) => {
     const save = () => {
       const href = URL.createObjectURL(new Blob(write()));
       h("a", { href, download: `${name}.${kind.toLowerCase()}` }).click();

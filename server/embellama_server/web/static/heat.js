@@ -15,7 +15,7 @@ export async function heatMap({ given, signal, progress }) {
   const side = Math.max(9, Math.min(44, 600 / texts.length));
   const told = h("p", { role: "status" });
   const sorted = h("input", { type: "checkbox", onchange: () => draw() });
-  const numbers = h("details", {}, h("summary", {}, "Table of values"));
+  const numbers = h("details", h("summary", "Table of values"));
   let [order, at, picture] = [];
 
   const go = (row, column) => {
@@ -23,14 +23,14 @@ export async function heatMap({ given, signal, progress }) {
     at = [row, column];
     const [i, j] = [order[row], order[column]];
     picture.lastChild.setAttribute("transform", `translate(${LEFT + column * side} ${TOP + row * side})`);
-    const name = (k) => [` ${k + 1} `, h("bdi", {}, short(texts[k], 200))];
-    told.replaceChildren(h("b", {}, alike[i][j].toFixed(3)), ...name(i), " and", ...name(j));
+    const name = (k) => [` ${k + 1} `, h("bdi", short(texts[k], 200))];
+    told.replaceChildren(h("b", alike[i][j].toFixed(3)), ...name(i), " and", ...name(j));
   };
   const draw = () => {
     order = sorted.checked ? clustered(alike) : texts.map((_, i) => i);
     picture = drawing(texts, alike, order, side);
     box.replaceChildren(picture);
-    const rows = order.map((i) => [[`${i + 1} `, h("bdi", {}, short(texts[i], 40))], ...order.map((j) => alike[i][j].toFixed(3))]);
+    const rows = order.map((i) => [[`${i + 1} `, h("bdi", short(texts[i], 40))], ...order.map((j) => alike[i][j].toFixed(3))]);
     numbers.replaceChildren(numbers.firstChild, table("Table of values", ["Text", ...order.map((i) => `${i + 1}#`)], rows));
     go(0, 0);
   };
@@ -45,7 +45,7 @@ export async function heatMap({ given, signal, progress }) {
   });
   draw();
   return {
-    elements: [h("label.row", {}, sorted, "Sort by cluster"), box, told, numbers],
+    elements: [h("label.row", sorted, "Sort by cluster"), box, told, numbers],
     name: "similarity",
     items: () => order.map((i) => ({ text: texts[i], cosine: order.map((j) => alike[i][j]) })),
     picture: () => picture,

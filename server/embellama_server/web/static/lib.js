@@ -1,33 +1,36 @@
 // What panels share: elements, requests with a key, server-sent events, numbers as text.
 
 const SVG = "http://www.w3.org/2000/svg";
-// The server's own address, below whatever path a proxy serves it.
+// The server's address, below whatever path a proxy serves it.
 export const BASE = new URL("../", import.meta.url);
 
-function make(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes ?? {})) {
+function make(node, given) {
+  const [first, ...others] = given;
+  const named = first?.constructor === Object;
+  for (const [name, value] of Object.entries(named ? first : {})) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value != null) node.setAttribute(name, value);
   }
-  node.append(...children.flat(9).filter((child) => child != null && child !== false));
+  node.append(...(named ? others : given).flat(9).filter((child) => child != null && child !== false));
   return node;
 }
 
-// h("td.n", {title: "…", onclick: f}, "text", node, [more]): strings are text, never HTML.
-export function h(tag, attributes, ...children) {
+// h("td.n", {title: "…", onclick: f}, "text", node, [more]), or without attributes: strings are text, never HTML.
+export function h(tag, ...given) {
   const [name, ...classes] = tag.split(".");
-  return make(document.createElement(name), { class: classes.join(" ") || null, ...attributes }, children);
+  const node = make(document.createElement(name), given);
+  node.classList.add(...classes);
+  return node;
 }
 
-export const svg = (tag, attributes, ...children) => make(document.createElementNS(SVG, tag), attributes, children);
+export const svg = (tag, ...given) => make(document.createElementNS(SVG, tag), given);
 
-export class ApiError extends Error {
-  constructor(status, message, id) {
-    super(message);
-    Object.assign(this, { status, id });
-  }
-}
+export const byId = (id) => document.getElementById(id);
+
+export const card = (title, ...children) => h("article.card", h("h2", title), children);
+
+const failure = (status, message, id) => Object.assign(new Error(message), { status, id });
 
 const KEY = "embellama-key";
 export const key = () => sessionStorage.getItem(KEY);
@@ -36,7 +39,7 @@ let asking = null;
 // Ask for a key; all who need one meanwhile wait with it.
 export function askKey(why = "") {
   asking ??= new Promise((resolve, reject) => {
-    const dialog = document.getElementById("ask-key");
+    const dialog = byId("ask-key");
     const [form, note] = [dialog.querySelector("form"), dialog.querySelector("[role=alert]")];
     note.textContent = why;
     note.hidden = !why;
@@ -44,19 +47,19 @@ export function askKey(why = "") {
     form.onsubmit = (event) => {
       event.preventDefault();
       sessionStorage.setItem(KEY, form.elements.key.value.trim());
-      document.getElementById("change-key").hidden = false;
+      byId("change-key").hidden = false;
       dialog.onclose = null;
       dialog.close();
       resolve();
     };
-    dialog.onclose = () => reject(new ApiError(401, "No key was given."));
+    dialog.onclose = () => reject(failure(401, "No key was given."));
     form.querySelector("[value=cancel]").onclick = () => dialog.close();
     dialog.showModal();
   }).finally(() => (asking = null));
   return asking;
 }
 
-// api("v1/embeddings", {json: {…}, signal}) gives a Response, or throws an ApiError that says why.
+// api("v1/embeddings", {json: {…}, signal}) gives a Response, or throws an error that says why.
 export async function api(path, { json, headers, ...options } = {}) {
   if (document.body.dataset.keys === "yes" && !key()) await askKey();
   for (;;) {
@@ -64,7 +67,7 @@ export async function api(path, { json, headers, ...options } = {}) {
     const used = key();
     if (used) sent.authorization = `Bearer ${used}`;
     if (json !== undefined) {
-      Object.assign(options, { method: options.method ?? "POST", body: JSON.stringify(json) });
+      Object.assign(options, { method: "POST", body: JSON.stringify(json) });
       sent["content-type"] = "application/json";
     }
     const answer = await fetch(new URL(path, BASE), { ...options, headers: sent });
@@ -73,16 +76,16 @@ export async function api(path, { json, headers, ...options } = {}) {
     let told = text || answer.statusText;
     try {
       const { error, message } = JSON.parse(text);
-      told = error?.message ?? error ?? message ?? told;
+      told = String(error?.message ?? error ?? message ?? told);
     } catch {}
-    if (answer.status !== 401) throw new ApiError(answer.status, String(told), answer.headers.get("x-request-id"));
-    if (used === key()) await askKey(String(told));
+    if (answer.status !== 401) throw failure(answer.status, told, answer.headers.get("x-request-id"));
+    if (used === key()) await askKey(told);
   }
 }
 
 export const errorNote = (error) =>
   h("p.note.bad", { role: "alert" }, error.status ? `${error.status}: ` : "", error.message,
-    error.id && [" Request ", h("code", {}, error.id)]);
+    error.id && [" Request ", h("code", error.id)]);
 
 // Read server-sent events until `signal` aborts, connecting again when they end; `onState` gets null while they come, or
 // the error. (EventSource cannot send a key.)
@@ -115,7 +118,8 @@ export async function events(path, signal, onEvent, onState) {
 
 export const number = (value, digits = 0) =>
   value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
-export const ms = (value) => (value == null ? "–" : `${number(value, value < 10 ? 1 : 0)} ms`);
+export const rounded = (value) => number(value, value < 10 ? 1 : 0);
+export const ms = (value) => (value == null ? "–" : `${rounded(value)} ms`);
 export function bytes(value) {
   if (!value) return value === 0 ? "0" : "–";
   const i = Math.min(Math.floor(Math.log(value) / Math.log(1000)), 4);
@@ -125,7 +129,7 @@ export function bytes(value) {
 // A bar beside a number that says the same; 1 is full.
 export const bar = (share) => h("progress.bar", { max: 1, value: share, "aria-hidden": "true" });
 
-// Make `old` what `next` is, but keep what is the same: focus and selection stay.
+// Make `old` as `next`, but keep what is the same: focus and selection stay.
 export function patch(old, next) {
   if (old.nodeName !== next.nodeName) return old.replaceWith(next);
   if (old.nodeType === Node.TEXT_NODE) return old.data !== next.data && (old.data = next.data);
@@ -140,7 +144,7 @@ export function patch(old, next) {
 export function table(caption, heads, rows) {
   const cls = heads.map((head) => (head.endsWith("#") ? ".n" : ""));
   return h("div.scroll", { tabindex: "0", role: "region", "aria-label": caption },
-    h("table", {},
-      h("thead", {}, h("tr", {}, heads.map((head, i) => h(`th${cls[i]}`, { scope: "col" }, head.replace("#", ""))))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) => h(`td${cls[i]}`, {}, cell)))))));
+    h("table",
+      h("thead", h("tr", heads.map((head, i) => h(`th${cls[i]}`, { scope: "col" }, head.replace("#", ""))))),
+      h("tbody", rows.map((row) => h("tr", row.map((cell, i) => h(`td${cls[i]}`, cell)))))));
 }

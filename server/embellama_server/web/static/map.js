@@ -1,6 +1,6 @@
 // A map of up to 2,000 texts on the two axes along which their vectors differ most.
 //
-// texts ── embed ──► bytes ── /projection ──► points ── zoom, lasso, keys ──► a list of texts
+// texts -> embed -> /projection -> points -> zoom, lasso, keys -> a list of texts
 
 import { api, h, svg } from "./lib.js";
 import { short } from "./texts.js";
@@ -39,14 +39,14 @@ function drawn(texts, { points, explained: [across, up] }) {
   const go = (i) => {
     dots[at].setAttribute("stroke-width", 10);
     dots[(at = i)].setAttribute("stroke-width", 18);
-    told.replaceChildren(`${i + 1} `, h("bdi", {}, short(texts[i], 300)), selected.has(i) ? " (selected)" : "");
+    told.replaceChildren(`${i + 1} `, h("bdi", short(texts[i], 300)), selected.has(i) ? " (selected)" : "");
   };
   const select = (test) => {
     const found = texts.flatMap((text, i) => (test(i, text) ? [i] : []));
     selected = new Set(found);
     dots.forEach((each, i) => each.setAttribute("stroke", selected.has(i) ? "#e8590c" : "currentColor"));
     count.textContent = `${found.length} of ${texts.length} texts selected`;
-    list.replaceChildren(...found.map((i) => h("li", { value: i + 1 }, h("bdi.long", {}, texts[i]))));
+    list.replaceChildren(...found.map((i) => h("li", { value: i + 1 }, h("bdi.long", texts[i]))));
     go(at);
   };
   const keys = {
@@ -93,10 +93,10 @@ function drawn(texts, { points, explained: [across, up] }) {
   keys.Escape();
   return {
     elements: [
-      h("div.row", {}, h("label", {}, "Select texts with", find),
+      h("div.row", h("label", "Select texts with", find),
         button("+", "Zoom in", "+"), button("−", "Zoom out", "-"), button("1:1", "Show all", 0)),
       box, told,
-      h("p.muted", {}, `Draw around texts to select them. The axes show ${Math.round(100 * (across + up))} % of how they differ.`),
+      h("p.muted", `Draw around texts to select them. The axes show ${Math.round(100 * (across + up))} % of how they differ.`),
       count, h("div.list", { tabindex: 0, role: "region", "aria-label": "Selected texts" }, list),
     ],
     name: "map",

@@ -1,29 +1,27 @@
 // The pool, live: charts of the last ten minutes, models with their workers, queue and cache, the last errors.
 
 import { chart } from "./chart.js";
-import { bar, bytes, errorNote, events, h, ms, number, patch, table } from "./lib.js";
+import { bar, bytes, card, errorNote, events, h, ms, number, patch, rounded, table } from "./lib.js";
 
-// Lines show means of five seconds each, so that they can be read; the table has the worst second of each minute.
+// Lines show means of five seconds, to be readable; the table has each minute's worst second.
 const [SECONDS, STEP] = [600, 5];
 const COLOURS = { ok: "ok", ready: "ok", unavailable: "bad", gone: "bad" };
-const rounded = (value) => number(value, value < 10 ? 1 : 0);
 
-const state = (name, told = name) => h(`span.state.${COLOURS[name] ?? "warn"}`, {}, told);
+const state = (name, told = name) => h(`span.state.${COLOURS[name] ?? "warn"}`, told);
 
 export default function pool(section) {
   const find = (name) => section.querySelector(`[data-${name}]`);
   const charts = {
-    requests: chart("Requests per second", "a second", [{ cls: "a" }], rounded),
-    texts: chart("Texts per second", "a second", [{ cls: "a" }], rounded),
-    latency: chart("Latency of good requests", "p50",
-      [{ name: "p50", cls: "a" }, { name: "p95", cls: "b" }, { name: "p99", cls: "c" }], ms, true),
+    requests: chart("Requests per second", "a second", [""], rounded),
+    texts: chart("Texts per second", "a second", [""], rounded),
+    latency: chart("Latency of good requests", "p50", ["p50", "p95", "p99"], ms, true),
   };
   for (const [name, { node }] of Object.entries(charts)) find(name).append(node);
   const minutes = find("minutes").parentElement;
   let [seconds, n_over, pids, stopped] = [[], 0, {}, null];
 
   function draw() {
-    const parts = []; // they begin at every fifth second, so that the past keeps its shape; the last one grows
+    const parts = []; // begun at every fifth second, so that the past keeps its shape; the last one grows
     for (let start = SECONDS - (n_over % STEP || STEP); start >= 0; start -= STEP) {
       parts.unshift(seconds.slice(start, Math.min(start + STEP, SECONDS)));
     }
@@ -66,23 +64,22 @@ export default function pool(section) {
 
   function modelCard(model) {
     const { queue } = model;
-    const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
     const [some, alone] = model.n_threads;
-    return h("article.card", {},
-      h("h2", {}, model.name),
-      h("dl.facts", {},
-        fact("Status", state(model.status)),
-        fact("Format", model.format), fact("Dimensions", model.dimensions), fact("Context", `${number(model.n_ctx)} tokens`),
-        fact("Computed with", model.compute), fact("Threads", some === alone ? some : `${some}, alone ${alone}`),
-        fact("Open requests", number(model.n_open)), fact("Waiting requests", number(queue.requests)),
-        fact("Waiting tokens", number(queue.tokens)),
-        fact("Wait", queue.seconds == null ? "–" : `${rounded(queue.seconds)} s`)),
-      model.trouble && h("p.note.bad", {}, model.trouble),
+    const facts = {
+      Status: state(model.status), Format: model.format, Dimensions: model.dimensions,
+      Context: `${number(model.n_ctx)} tokens`, "Computed with": model.compute,
+      Threads: some === alone ? some : `${some}, alone ${alone}`, "Open requests": number(model.n_open),
+      "Waiting requests": number(queue.requests), "Waiting tokens": number(queue.tokens),
+      Wait: queue.seconds == null ? "–" : `${rounded(queue.seconds)} s`,
+    };
+    return card(model.name,
+      h("dl.facts", Object.entries(facts).map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
+      model.trouble && h("p.note.bad", model.trouble),
       table(`Workers of ${model.name}`, ["worker", "state", "process#", "busy#", "memory#", "resident#", "restarts#"],
         model.workers.map((worker) => [
-          String(worker.place),
+          worker.place,
           state(worker.stage, worker.stage === "ready" && worker.is_computing ? "busy" : worker.stage),
-          String(worker.pid || "–"), [`${number(100 * worker.busy)} %`, bar(worker.busy)],
+          worker.pid || "–", [`${number(100 * worker.busy)} %`, bar(worker.busy)],
           bytes(worker.memory), bytes(worker.resident), number(worker.n_restarts),
         ])),
       model.cache.length && table(`Cache of ${model.name}`, ["cache layer", "hits#", "misses#", "hit rate#", "bytes#", "trouble"],
@@ -97,10 +94,10 @@ export default function pool(section) {
     find("errors").replaceChildren(errors.length
       ? table("Last errors", ["time", "status#", "code", "path", "model", "request id"],
           errors.reverse().map((error) => [
-            new Date(1000 * error.time).toLocaleTimeString(), String(error.status), error.code,
-            h("code", {}, error.path), error.model || "–", h("code", {}, error.request_id),
+            new Date(1000 * error.time).toLocaleTimeString(), error.status, error.code,
+            h("code", error.path), error.model || "–", h("code", error.request_id),
           ]))
-      : h("p.muted", {}, "None."));
+      : h("p.muted", "None."));
   }
 
   function onEvent(name, event) {
@@ -113,8 +110,8 @@ export default function pool(section) {
       patch(find("models"), h("div", { "data-models": true }, event.models.map(modelCard)));
       const sum = (field) => event.models.reduce((total, model) => total + model[field], 0);
       const n = event.models.length;
-      const told = `${sum("n_ready")} of ${sum("n_workers")} workers ready, ${n} ${n > 1 ? "models" : "model"}`;
-      if (find("summary").textContent !== told) find("summary").textContent = told;
+      find("summary").textContent =
+        `${sum("n_ready")} of ${sum("n_workers")} workers ready, ${n} ${n > 1 ? "models" : "model"}`;
     }
     if (event.errors) drawErrors(event.errors);
   }

@@ -1,6 +1,6 @@
 // Texts ranked by a query, with what matched underlined.
 //
-// /v1/rerank ──► an order ── /tokenize, /embed_all of the first ──► what is most like each token of the query (MaxSim)
+// /v1/rerank -> an order -> /tokenize, /embed_all of the first -> what is most like each token of the query (MaxSim)
 
 import { api, h, table } from "./lib.js";
 import { best } from "./vectors.js";
@@ -14,12 +14,12 @@ export async function ranking({ given, model, query, signal }) {
   const ask = async (path, more) => (await api(path, { json: { model: given.model, ...more }, signal })).json();
   const { results, method } = await ask("v1/rerank", { query, documents: texts, truncate: "end" });
   const items = results.map(({ index, relevance_score: score }) => {
-    const text = h("bdi.long", {}, texts[index]);
-    return { index, score, text, element: h("li", {}, h("b", {}, score.toFixed(4)), text) };
+    const text = h("bdi.long", texts[index]);
+    return { index, score, text, element: h("li", h("b", score.toFixed(4)), text) };
   });
   const told = method === "cosine" ? await underline(ask, model, query, texts, items.slice(0, MATCHED)) : "Scored by a reranker.";
   return {
-    elements: [h("p.muted", {}, told), h("ol.answers", {}, items.map(({ element }) => element))],
+    elements: [h("p.muted", told), h("ol.answers", items.map(({ element }) => element))],
     name: "ranking",
     items: () => items.map(({ index, score }, i) => ({ rank: i + 1, index, score, text: texts[index] })),
   };
@@ -57,6 +57,6 @@ function mark({ text, element }, words, asked, document) {
     end = stop;
   }
   text.replaceChildren(...parts, between(end));
-  const rows = matches.map(({ by, alike, text: found }) => [h("bdi", {}, by), h("bdi", {}, found), alike.toFixed(3)]);
-  element.append(h("details", {}, h("summary", {}, "Tokens"), table("Tokens", ["Query", "Most like it", "Cosine#"], rows)));
+  const rows = matches.map(({ by, alike, text: found }) => [h("bdi", by), h("bdi", found), alike.toFixed(3)]);
+  element.append(h("details", h("summary", "Tokens"), table("Tokens", ["Query", "Most like it", "Cosine#"], rows)));
 }

@@ -19,7 +19,7 @@ export default function similarity(section) {
     const n = given.input.length;
     if (n < least || n > most) throw new Error(`There are ${n} texts; it must be ${least} to ${most}.`);
     const found = await draw({ given: { ...given, truncate: "end" }, model, query: query.value, signal, progress });
-    return [h("div.card", {}, found.elements, downloads(found))];
+    return [h("div.card", found.elements, downloads(found))];
   });
   view.onchange = () => {
     asked.hidden = view.field.value !== "Query";

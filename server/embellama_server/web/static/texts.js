@@ -39,16 +39,16 @@ export function textForm(label, fields, work) {
     button.textContent = label;
   };
   const button = h("button", { onclick: run }, label);
-  const rows = [h("div.row", {}, model, prompt, fields), h("div.row", {}, button, told)];
+  const rows = [h("div.row", model, prompt, fields), h("div.row", button, told)];
   const show = () => load().catch((error) => out.replaceChildren(errorNote(error)));
-  return { element: h("div.card.form", {}, elements, rows), out, body, prompt, show };
+  return { element: h("div.card.form", elements, rows), out, body, prompt, show };
 }
 
 export function choice(label, words) {
   const field = h("select");
   const fill = (all) => field.replaceChildren(...all.map((word) => h("option", { value: word }, word || "none")));
   fill(words);
-  return Object.assign(h("label", {}, label, field), { field, fill });
+  return Object.assign(h("label", label, field), { field, fill });
 }
 
 function textField() {
@@ -76,7 +76,7 @@ function textField() {
   const area = h("textarea", { rows: 6, dir: "auto", spellcheck: "false", oninput: count, ondrop });
   const file = h("input", { type: "file", hidden: true, onchange: () => read(file.files[0]) });
   const open = h("button.quiet", { onclick: () => file.click() }, "Open a file …");
-  return [[h("label", {}, "Texts, one a line", area), h("div.row", {}, open, file, told)], texts];
+  return [[h("label", "Texts, one a line", area), h("div.row", open, file, told)], texts];
 }
 
 // The beginning of a text, in whole characters as they are seen.
