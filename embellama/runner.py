@@ -15,18 +15,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from embellama.backend import Progress
+from embellama.backend import Backend, Progress
 from embellama.batch import Rows
 from embellama.errors import EmbeddingFailed, EmbellamaError, InputError, InvalidOption
 from embellama.halves import by_halves
 from embellama.jobs import Job, Jobs
 from embellama.options import EmbedOptions
 from embellama.pool import Unloading, check_may_wait
-from embellama.registry import ModelRegistry
 from embellama.results import Embeddings, Outcomes
 
 Result = TypeVar("Result")
@@ -38,10 +37,27 @@ MakeJob = Callable[[Jobs], Job[Result]]
 N_SLICES = 4
 
 
-class JobRunner:
-    """Runs jobs on the models of a registry, for callers on any thread."""
+class ComputedModel(Protocol):
+    """A model, wherever it is computed."""
 
-    def __init__(self, models: ModelRegistry):
+    jobs: Jobs
+
+    @property
+    def backend(self) -> Backend[Future[Rows]]:
+        """Computes the rows of its jobs."""
+
+
+class Models(Protocol):
+    """Models by name: a `ModelRegistry`, or a model that is alone."""
+
+    def get(self, name: str | None) -> ComputedModel:
+        """Return a model; None stands for the default one."""
+
+
+class JobRunner:
+    """Runs jobs on models, for callers on any thread."""
+
+    def __init__(self, models: Models):
         """Prepare to run jobs on `models`."""
         self._models = models
 

@@ -3,11 +3,12 @@
 path, EngineConfig ──► FileModel ──► an engine that the process shares
 EmbeddingEngine ─────► EngineModel ──► that engine
 remote(url, name) ───► Remote ──► a client that the process shares ══► servers
+    tokenizer_path ──► RemoteFile ──► a RemoteEngine that it shares: token ids ══► servers
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, Unpack, cast
 
 import msgspec
 import numpy as np
@@ -20,8 +21,10 @@ from embellama.errors import ConfigError, EmbellamaError, InputError
 from embellama.frames.shared import Shared
 from embellama.gguf.header import Header
 from embellama.gguf.weights import dim_of, pooling_of
-from embellama.options import EmbedOptions, Truncate
+from embellama.info import ModelInfo
+from embellama.options import EmbedKeywords, EmbedOptions, Truncate
 from embellama.remote.config import RemoteConfig
+from embellama.results import Embeddings, Outcomes
 from embellama.text.tokenizer import Tokenized
 
 # Bytes of known rows that an engine of a path keeps. Slices of a frame come one after another, and a text that is in
@@ -78,10 +81,24 @@ class FrameModel(Protocol):
         """Return texts' token ids, as `EmbeddingEngine.tokenize` does."""
 
 
+class Engine(Protocol):
+    """What frames need of an engine: an `EmbeddingEngine`, a `RemoteEngine`."""
+
+    def model_info(self, model: str | None = None) -> ModelInfo: ...
+
+    def encode(self, model: str | None, texts: Iterable[str], **options: Unpack[EmbedKeywords]) -> Embeddings: ...
+
+    def encode_each(self, model: str | None, texts: Iterable[str], **options: Unpack[EmbedKeywords]) -> Outcomes: ...
+
+    def tokenize(self, model: str | None, texts: Iterable[str], truncate: Truncate = "none") -> Tokenized: ...
+
+    def close(self) -> None: ...
+
+
 class EngineModel(NamedTuple):
     """The default model of an engine that somebody else made, and closes."""
 
-    engine: EmbeddingEngine
+    engine: Engine
 
     def dim(self, options: EmbedOptions) -> int:
         info = self.engine.model_info()
@@ -92,7 +109,7 @@ class EngineModel(NamedTuple):
         return self.engine
 
     def find(self, texts: Sequence[str], options: EmbedOptions, *, each: bool) -> Found:
-        keywords = msgspec.structs.asdict(options)
+        keywords = cast(EmbedKeywords, msgspec.structs.asdict(options))
         if not each:
             return Found(*self.engine.encode(None, texts, **keywords), {})
         good, made, errors = self.engine.encode_each(None, texts, **keywords)
@@ -155,16 +172,37 @@ class Remote(NamedTuple):
         return found._replace(errors=errors)
 
     def tokenize(self, texts: Sequence[str], truncate: Truncate) -> Tokenized:
-        raise InputError(f"{', '.join(self.config.url)}: servers do not tell token ids; give a model in this process")
+        raise InputError(
+            f"{', '.join(self.config.url)}: servers do not tell token ids; give tokenizer_path, the model's file"
+        )
 
 
-def remote(url: str | Sequence[str], model: str = "", **settings: Any) -> Remote:
+class RemoteFile(NamedTuple):
+    """A model that servers compute and whose file is here too, so that texts become token ids here."""
+
+    config: RemoteConfig
+
+    def dim(self, options: EmbedOptions) -> int:
+        return EngineModel(self.shared(options)).dim(options)
+
+    def shared(self, options: EmbedOptions) -> Engine:
+        return remote_engines.get(self.config)
+
+    def find(self, texts: Sequence[str], options: EmbedOptions, *, each: bool) -> Found:
+        return EngineModel(self.shared(options)).find(texts, options, each=each)
+
+    def tokenize(self, texts: Sequence[str], truncate: Truncate) -> Tokenized:
+        return remote_engines.get(self.config).tokenize(None, texts, truncate)
+
+
+def remote(url: str | Sequence[str], model: str = "", **settings: Any) -> Remote | RemoteFile:
     """Name a model that servers compute, embellama's or any that answer OpenAI's embeddings.
 
     Args:
         url: A server, such as ``http://127.0.0.1:8000``, or several that have the same model.
         model: Its name there; "" where the servers list only one.
-        **settings: Other fields of `RemoteConfig`: `api_key`, `concurrency`, `rate_limit`, …
+        **settings: Other fields of `RemoteConfig`: `api_key`, `concurrency`, `rate_limit`, …; with `tokenizer_path` the
+            model's file is here too, and texts become token ids here.
 
     Raises:
         ConfigError: A setting is wrong, or none of that name.
@@ -172,11 +210,14 @@ def remote(url: str | Sequence[str], model: str = "", **settings: Any) -> Remote
     urls = (url,) if isinstance(url, str) else tuple(url)
     if unknown := sorted({*settings} - {*RemoteConfig.__struct_fields__}):
         raise ConfigError(f"remote has no setting {unknown[0]!r}; it has {', '.join(RemoteConfig.__struct_fields__)}")
-    return Remote(RemoteConfig(url=urls, model_name=model, **settings).checked())
+    config = RemoteConfig(url=urls, model_name=model, **settings).checked()
+    if not config.tokenizer_path:
+        return Remote(config)
+    return RemoteFile(msgspec.structs.replace(config, tokenizer_path=os.path.abspath(config.tokenizer_path)))
 
 
 #: What a column's texts are computed with: a GGUF file, its settings, an engine, or servers.
-Model = str | os.PathLike[str] | EngineConfig | EmbeddingEngine | Remote
+Model = str | os.PathLike[str] | EngineConfig | EmbeddingEngine | Remote | RemoteFile
 
 
 def model_of(model: Model) -> FrameModel:
@@ -186,7 +227,7 @@ def model_of(model: Model) -> FrameModel:
         ConfigError: `model` is none of these, or a setting is wrong.
     """
     match model:
-        case Remote():
+        case Remote() | RemoteFile():
             return model
         case EmbeddingEngine():
             return EngineModel(model)
@@ -214,12 +255,23 @@ def _engine(config: EngineConfig) -> EmbeddingEngine:
 
 
 def _client(key: tuple[RemoteConfig, bytes]) -> Any:
-    for name in ("httpx", "tenacity", "aiolimiter"):
-        extra(name, "other servers")
+    _check_packages()
     from embellama.remote.client import RemoteClient  # with packages that only it needs
 
     config, options = key
     return RemoteClient(config, msgspec.json.decode(options, type=EmbedOptions))
+
+
+def _remote_engine(config: RemoteConfig) -> Engine:
+    _check_packages()
+    from embellama.remote.engine import RemoteEngine  # with packages that only it needs
+
+    return RemoteEngine(config)
+
+
+def _check_packages() -> None:
+    for name in ("httpx", "tenacity", "aiolimiter"):
+        extra(name, "other servers")
 
 
 def _check_gives_vectors(name: str, pooling: str) -> None:
@@ -232,3 +284,4 @@ def _check_gives_vectors(name: str, pooling: str) -> None:
 #: The engines and clients of this process.
 engines: Shared[EngineConfig, EmbeddingEngine] = Shared(_engine)
 clients: Shared[tuple[RemoteConfig, bytes], Any] = Shared(_client)
+remote_engines: Shared[RemoteConfig, Engine] = Shared(_remote_engine)

@@ -12,7 +12,7 @@ from embellama import ConfigError, EmbeddingEngine, InputError, ServiceError, Un
 from embellama.frames import embed
 from embellama.frames.models import clients
 from embellama.polars import remote
-from tests.conftest import Server, running_server
+from tests.conftest import Server, TinyModel, running_server
 from tests.programs import free_port
 
 pytestmark = pytest.mark.server
@@ -63,14 +63,35 @@ def test_a_text_at_fault_is_null_or_an_error_that_names_the_row(tiny_server: Ser
 
 
 def test_what_servers_cannot_do_is_refused(tiny_server: Server) -> None:
-    with pytest.raises(InputError, match="window_overlap is 3; servers do not have it"):
+    with pytest.raises(InputError, match="window_overlap is 3"):
         expr(tiny_server, window_overlap=3)
     with pytest.raises(InputError, match="servers do not tell token ids"):
         pl.DataFrame({"text": ["red"]}).select(pl.col("text").embellama.tokens(remote(tiny_server.url, "tiny")))  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="remote has no setting 'key'; it has url, model_name, api_key"):
+    with pytest.raises(ConfigError, match="remote has no setting 'key'; it has url, model_name, tokenizer_path"):
         remote(tiny_server.url, "tiny", key="secret")
     with pytest.raises(ConfigError, match=r"url is 'nowhere'; it must be as http"):
         remote("nowhere")
+
+
+def test_with_the_models_file_here_servers_compute_token_ids(
+    tiny_server: Server, tiny_engine: EmbeddingEngine, tiny_path: str
+) -> None:
+    model = remote(tiny_server.url, "tiny", tokenizer_path=tiny_path)
+    texts = ["red", None, "one " * 70, "", "red"]
+    column = pl.col("text").embellama  # type: ignore[attr-defined]
+    made = column.embed(model, on_error="null", as_struct=True, window_overlap=3)  # which servers do not have
+    found = pl.DataFrame({"text": texts}).select(made)["text"].to_list()
+    rows = tiny_engine.embed_batch(None, ["red", texts[2] or ""], window_overlap=3)
+    assert [each and each["error"] for each in found] == [None, None, None, "the text is empty", None]
+    vectors = [found[i]["embedding"] for i in (0, 2, 4)]
+    np.testing.assert_allclose(vectors, rows[[0, 1, 0]], atol=1e-3)
+    tokens = pl.DataFrame({"text": ["red"]}).select(column.tokens(model))["text"].to_list()
+    assert tokens == [tiny_engine.tokenize(None, ["red"]).tokens[0].tolist()]
+
+
+def test_a_file_of_other_weights_is_refused(tiny_server: Server, tiny: TinyModel) -> None:
+    with pytest.raises(ConfigError, match="whose weights have the hash"):
+        pl.col("text").embellama.embed(remote(tiny_server.url, "tiny", tokenizer_path=str(tiny("nomic-bert"))))  # type: ignore[attr-defined]
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
