@@ -46,7 +46,7 @@ def test_told_to_wait_once_all_wait_once(faulty: StartFaulty, tmp_path: Path) ->
     [told] = [at for at, turn in came if turn == "429"]
     # When the answer came, 0.05 s later, some were on their way.
     assert [at - told for at, _ in came if 0.1 < at - told < 1.0] == []
-    assert max(at for at, _ in came) - told < 2.5
+    assert max(at for at, _ in came) - told < 10
 
 
 def test_a_server_that_wants_nothing_for_long_ends_the_run(faulty: StartFaulty, tmp_path: Path) -> None:
