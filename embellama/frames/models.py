@@ -192,6 +192,8 @@ def model_of(model: Model) -> FrameModel:
             return EngineModel(model)
         case EngineConfig():
             config = model
+        case str() if model.startswith(("http://", "https://")):
+            raise ConfigError(f"model is {model!r}, which is no file: a server is given as remote({model!r}, name)")
         case str() | os.PathLike():
             config = EngineConfig(model_path=os.fspath(model), cache_bytes=CACHE_BYTES)
         case _:

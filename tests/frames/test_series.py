@@ -61,6 +61,27 @@ def test_lists_and_structs_come_in_any_column(tiny_engine: EmbeddingEngine) -> N
     assert len(embed(structs, tiny_engine, template="{a} {a}", dtype="int8").iloc[0]) == 32
 
 
+def test_lists_of_one_length_are_lists(tiny_engine: EmbeddingEngine) -> None:
+    column: Any = pa.array([["x", "x"], ["red", "green"], None, ["red", None]], pa.list_(pa.string(), 2))[1:]
+    found = embed(column, tiny_engine)
+    assert found.type == pa.large_list(pa.list_(pa.float32(), 32))
+    assert [row and [item is None for item in row] for row in found.to_pylist()] == [
+        [False, False],
+        None,
+        [False, True],
+    ]
+
+
+def test_a_column_of_objects_of_several_kinds_is_refused(tiny_engine: EmbeddingEngine) -> None:
+    with pytest.raises(InputError, match=r"column 'mixed' cannot be read as texts: .*int"):
+        embed(pd.Series(["red", 3], dtype=object, name="mixed"), tiny_engine)
+
+
+def test_a_column_without_a_name_has_none_in_errors(tiny_engine: EmbeddingEngine) -> None:
+    with pytest.raises(InputError, match="column '', row 1 of 2 given together: the text is empty"):
+        embed(pd.Series(["red", ""]), tiny_engine)
+
+
 @pytest.mark.parametrize("column", [["red"], "red", 3, np.array(["red"]), pl.DataFrame({"a": ["red"]})])
 def test_what_is_no_column_is_refused(tiny_engine: EmbeddingEngine, column: Any) -> None:
     with pytest.raises(InputError, match="no column of Polars, pandas or PyArrow"):
