@@ -6,6 +6,7 @@ remote(url, name) ───► Remote ──► a client that the process shares
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -141,7 +142,7 @@ class Remote(NamedTuple):
         return clients.get((self.config, msgspec.json.encode(options)))
 
     def find(self, texts: Sequence[str], options: EmbedOptions, *, each: bool) -> Found:
-        outcomes = self.shared(options).embed(texts).result()
+        outcomes = self.shared(options).embed(texts).result(threading.TIMEOUT_MAX)  # see `runner._finished`
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, EmbellamaError)}
         made = [outcome for outcome in outcomes if not isinstance(outcome, EmbellamaError)]
         if not made:

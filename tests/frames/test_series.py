@@ -1,7 +1,9 @@
 """Columns of pandas, PyArrow and Polars, without expressions."""
 
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,33 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(missing: str, mod
     result = run(sys.executable, "-c", code, cwd=ROOT)
     assert result.returncode == 1
     assert "pip install 'embellama[polars]'" in result.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_ends_waiting_at_once_beside_polars(tiny_path: str) -> None:
+    code = f"""
+from concurrent.futures import Future
+import polars as pl
+from embellama.frames import embed
+from embellama.pool import Pool
+
+def never(*arguments, **options):
+    print("waiting", flush=True)
+    return Future()
+
+Pool.submit = never
+embed(pl.Series(["red"]), {tiny_path!r})
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.5)  # by now it waits
+        process.send_signal(signal.SIGINT)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert told.endswith("KeyboardInterrupt\n")
 
 
 def test_importing_embellama_imports_no_dataframes() -> None:
