@@ -51,7 +51,7 @@ class EmbellamaExpressions:
         template: str | None = None,
         **options: Unpack[EmbedKeywords],
     ) -> pl.Expr:
-        """Embed texts: String, Categorical or Enum; List of them, to lists of vectors; with `template` Struct.
+        """Embed texts: String, Categorical or Enum; List or Array of them, to lists of vectors; with `template` Struct.
 
         Args:
             model: See the class.
@@ -70,11 +70,13 @@ class EmbellamaExpressions:
         if options.get("dtype") == "float16" and not hasattr(pl, "Float16"):
             raise InvalidOption("dtype", f"is 'float16', which Polars {pl.__version__} does not have")
         embedder = ColumnEmbedder(model_of(model), on_error=on_error, as_struct=as_struct, template=template, **options)
+        dtype: pl.DataType | pl.DataTypeExpr
         if template is not None or _may_be_several(self._expr):
-            dtype: pl.DataType | pl.DataTypeExpr = _polars_type(embedder.type)
+            mapped, dtype = _Mapped(embedder.embed, False), _polars_type(embedder.type)
         else:  # vectors or lists of them, as the column has texts or lists; never run, only asked for its type
             dtype = pl.dtype_of(self._expr.map_batches(_Typed(embedder.type_of), is_elementwise=True))
-        return self._expr.map_batches(_Mapped(embedder.embed), dtype, is_elementwise=True)
+            mapped = _Mapped(embedder.embed)
+        return self._expr.map_batches(mapped, dtype, is_elementwise=True)
 
     def tokens(self, model: Model, *, truncate: Truncate = "none", on_error: OnError = "raise") -> pl.Expr:
         """Return each text's token ids, List(Int32), special ones included; ``.list.len()`` counts them.
@@ -158,8 +160,11 @@ def near_duplicates(frame: pl.DataFrame | pl.LazyFrame, column: str, *, threshol
         of the earlier row that it is most like and that is no duplicate itself, and `score`, their cosine.
 
     Raises:
-        InputError: The column has no vectors, or `threshold` is out of its range.
+        InputError: The column has no vectors, or `frame` is none.
+        InvalidOption: `threshold` is out of its range.
     """
+    if not isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        raise InputError(f"frame is {type(frame).__name__}; it must be a DataFrame or a LazyFrame of Polars")
     rows = frame.lazy().select(column).collect().get_column(column)
     return pl.DataFrame(measures.duplicates(_arrow(rows), column, threshold))
 

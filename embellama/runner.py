@@ -195,7 +195,9 @@ def _encode(texts: list[str], options: EmbedOptions, jobs: Jobs) -> Job[Embeddin
 
 def _finished(job: Job[Result], future: "Future[Rows]") -> Result:
     try:
-        rows = future.result()
+        # With a time, though for ever: once Polars has computed, SIGINT does not end a wait that has none (its handler
+        # has it begun again: SA_RESTART).
+        rows = future.result(threading.TIMEOUT_MAX)
     except EmbeddingFailed as error:
         raise job.named(error) from None
     return job.finish(rows)

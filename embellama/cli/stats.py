@@ -48,9 +48,7 @@ def stats(
     for line in comparison_table(found) if isinstance(found, Comparison) else table(found):
         write_line(line)
     if found.unreadable_lines:
-        click.echo(
-            f"lines that are torn, or are none of a request log, were left out: {found.unreadable_lines}", err=True
-        )
+        click.echo(_left_out(found.unreadable_lines), err=True)
 
 
 def _stats(folder: str, days: float, by: str, chart_path: str | None) -> Stats:
@@ -59,7 +57,12 @@ def _stats(folder: str, days: float, by: str, chart_path: str | None) -> Stats:
     period = last_days(days)
     counted = tally(folder, period, by, drawing.SLOTS if chart_path else 1)
     if not counted.groups:
-        raise click.ClickException(f"{folder} has no requests from {period}")
+        left_out = f"; {_left_out(counted.n_unreadable)}" if counted.n_unreadable else ""
+        raise click.ClickException(f"{folder} has no requests from {period}{left_out}")
     if chart_path:
         drawing.chart(counted, by, chart_path)
     return stats_of(counted, by)
+
+
+def _left_out(n_lines: int) -> str:
+    return f"lines that are torn, or are none of a request log, were left out: {n_lines}"

@@ -10,6 +10,7 @@ from embellama.errors import InvalidOption
 from embellama.frames.embedding import ColumnEmbedder
 from embellama.frames.models import Model, model_of
 from embellama.frames.numbers import vectors_of
+from embellama.frames.texts import is_text
 from embellama.options import EmbedOptions
 
 
@@ -24,19 +25,19 @@ class AskedVectors:
         """Prepare.
 
         Args:
-            given: One text or several; or vectors, as `vectors_of` takes them.
+            given: One text or several, in a list, an array or a column; or vectors, as `vectors_of` takes them.
             name: What they are called in errors.
             model: Embeds the texts, when they are needed; not given with vectors.
             prompt: The prompt to write around each text; None for none.
 
         Raises:
-            InvalidOption: There are none, or `model` is missing, or given in vain.
+            InvalidOption: There are none, or not all are texts, or `model` is missing, or given in vain.
             InputError: They are no vectors.
         """
-        texts = [given] if isinstance(given, str) else given
+        texts = _texts_of(given, name)
         self._name, self._prompt = name, prompt
         self._texts: Sequence[str] = []
-        if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+        if texts is not None:
             if not texts:
                 raise InvalidOption(name, "are none; there must be at least 1")
             if model is None:
@@ -60,3 +61,28 @@ class AskedVectors:
         whole = self._model.dim(options)
         embedder = ColumnEmbedder(self._model, prompt=self._prompt, dimensions=None if dim == whole else dim)
         return vectors_of(embedder.embed(pa.array(self._texts, pa.large_string()), self._name), self._name)
+
+
+def _texts_of(given: Any, name: str) -> list[str] | None:
+    """Return texts as a list; None if the first of `given` is no text.
+
+    Raises:
+        InvalidOption: A later one is none.
+    """
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Sequence) and not given:
+        return []
+    if isinstance(given, pa.Array | pa.ChunkedArray) and is_text(given.type):
+        given = given.to_pylist()
+    try:
+        first = next(iter(given), None)
+    except TypeError:  # not of several
+        return None
+    if not isinstance(first, str):
+        return None
+    texts = [*given]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidOption(name, f"has {text!r} at position {i}, which is no text")
+    return [str(text) for text in texts]  # NumPy's are of a type of their own

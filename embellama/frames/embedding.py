@@ -25,7 +25,7 @@ from embellama.errors import (
     ModelError,
     ServiceError,
 )
-from embellama.frames.lists import Lists, mask_of, one_array
+from embellama.frames.lists import Lists, is_list, mask_of, one_array
 from embellama.frames.models import UNKNOWN, Found, FrameModel
 from embellama.frames.open_texts import open_texts
 from embellama.frames.texts import Template, Texts
@@ -91,11 +91,13 @@ class ColumnEmbedder:
             ModelLoadError, InputError, Unavailable: As `FrameModel.dim` does.
         """
         check_on_error(on_error)
+        if not isinstance(as_struct, bool):
+            raise InvalidOption("as_struct", f"is {as_struct!r}; it must be True or False")
         try:
             self._options = EmbedOptions(**options)
         except TypeError as error:
             raise InputError(f"embed has no option of that name: {error}") from None
-        self._model, self._each, self._as_struct = model, on_error == "null", bool(as_struct)
+        self._model, self._each, self._as_struct = model, on_error == "null", as_struct
         self._template = None if template is None else Template(template)
         dim = model.dim(self._options)
         check_dimensions(self._options.dimensions, dim)
@@ -115,14 +117,15 @@ class ColumnEmbedder:
 
     def type_of(self, column: Any) -> Any:
         """Return the Arrow type of the result for a column of an Arrow type."""
-        return pa.large_list(self.type) if pa.types.is_list(column) or pa.types.is_large_list(column) else self.type
+        return pa.large_list(self.type) if is_list(column) else self.type
 
-    def embed(self, column: Any, name: str) -> Any:
+    def embed(self, column: Any, name: str, may_be_lists: bool = True) -> Any:
         """Embed a column.
 
         Args:
             column: An Arrow array, in chunks or not.
             name: What it is called in errors.
+            may_be_lists: Whether lists of texts are welcome.
 
         Returns:
             An Arrow array of as many rows; null where `column` is, and with ``on_error="null"`` where a text is at
@@ -133,6 +136,9 @@ class ColumnEmbedder:
             ModelError, ServiceError: The same for what is the model's or the servers' fault.
         """
         array = one_array(column)
+        if not may_be_lists and is_list(array.type):
+            why = "a template is for structs" if self._template else "of several columns at once none may have lists"
+            raise InputError(f"column {name!r} is {array.type}; {why}")
         lists = Lists.of(array)
         items = lists.items if lists else array
         texts = Texts.of(items, name, self._template)

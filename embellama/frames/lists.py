@@ -21,8 +21,10 @@ class Lists(NamedTuple):
 
     @classmethod
     def of(cls, array: Any) -> "Lists | None":
-        """Take an Arrow array of lists apart; None if it is something else."""
-        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        """Take an Arrow array of lists, of one length or not, apart; None if it is something else."""
+        if pa.types.is_fixed_size_list(array.type):
+            array = array.cast(pa.large_list(array.type.value_type))
+        if not is_list(array.type):
             return None
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         # Without the items that may lie under a null.
@@ -37,6 +39,11 @@ class Lists(NamedTuple):
         """Return the row of an item, and its position in that row's list."""
         row = int(np.searchsorted(self.ends, item, side="right"))
         return row, item - (int(self.ends[row - 1]) if row else 0)
+
+
+def is_list(type: Any) -> bool:
+    """Tell whether rows of an Arrow type are lists, of one length or not."""
+    return bool(pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type))
 
 
 def valid_of(array: Any) -> NDArray[np.bool_]:

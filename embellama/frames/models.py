@@ -7,6 +7,7 @@ remote(url, name) ───► Remote ──► a client that the process shares
 """
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack, cast
 
@@ -158,7 +159,7 @@ class Remote(NamedTuple):
         return clients.get((self.config, msgspec.json.encode(options)))
 
     def find(self, texts: Sequence[str], options: EmbedOptions, *, each: bool) -> Found:
-        outcomes = self.shared(options).embed(texts).result()
+        outcomes = self.shared(options).embed(texts).result(threading.TIMEOUT_MAX)  # see `runner._finished`
         errors = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, EmbellamaError)}
         made = [outcome for outcome in outcomes if not isinstance(outcome, EmbellamaError)]
         if not made:
@@ -233,6 +234,8 @@ def model_of(model: Model) -> FrameModel:
             return EngineModel(model)
         case EngineConfig():
             config = model
+        case str() if model.startswith(("http://", "https://")):
+            raise ConfigError(f"model is {model!r}, which is no file: a server is given as remote({model!r}, name)")
         case str() | os.PathLike():
             config = EngineConfig(model_path=os.fspath(model), cache_bytes=CACHE_BYTES)
         case _:

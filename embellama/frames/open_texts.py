@@ -64,7 +64,7 @@ class OpenTexts:
     def _others(
         self, other: "Future[_Slice]", texts: Sequence[str], compute: Callable[[Sequence[str]], Found]
     ) -> Found:
-        if other.exception():  # waits
+        if other.exception(threading.TIMEOUT_MAX):  # waits; see `runner._finished`
             return self.find(texts, compute)
         positions, found = other.result()
         taken = [positions[text] for text in texts]

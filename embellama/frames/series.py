@@ -52,7 +52,11 @@ def embed(
             wrapped = nw.from_native(series, series_only=True)
         except TypeError:
             raise InputError(f"series is {type(series).__name__}, no column of Polars, pandas or PyArrow") from None
-        column, name = wrapped.to_arrow(), str(wrapped.name)
+        name = "" if wrapped.name is None else str(wrapped.name)
+        try:
+            column = wrapped.to_arrow()
+        except pa.ArrowException as error:  # a column of objects of several kinds
+            raise InputError(f"column {name!r} cannot be read as texts: {error}") from None
     embedder = ColumnEmbedder(model_of(model), on_error=on_error, as_struct=as_struct, template=template, **options)
     made = embedder.embed(one_array(column), name)
     if isinstance(series, pa.Array):

@@ -46,7 +46,7 @@ class Texts(NamedTuple):
             array = template.apply(array, name)
         elif pa.types.is_struct(array.type):
             raise InputError(f"column {name!r} is {array.type}: say with template='{{field}} …' what its text is")
-        if not _is_text(array.type):
+        if not is_text(array.type):
             raise InputError(f"column {name!r} is {array.type}, which is no text")
         # The largest there are: in an array of plain strings offsets are 32 bits.
         encoded = array.cast(pa.large_string()).dictionary_encode()
@@ -105,5 +105,6 @@ def _written(array: Any, what: str) -> Any:
         raise InputError(f"{what} is {array.type}, which cannot be written as text") from None
 
 
-def _is_text(type: Any) -> bool:
+def is_text(type: Any) -> bool:
+    """Tell whether an Arrow type is one of texts."""
     return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))

@@ -98,7 +98,8 @@ def compare(folder: str, a: str, b: str, last: float | None = None) -> Compariso
             raise ConfigError(f"days is {last:g}, but {a} and {b} are periods")
         counted = [tally(folder, each, n_slots=SLOTS) for each in (days[0], days[1])]
         found = [all_of(each.groups) if each.groups else None for each in counted]
-        n_unreadable = sum(each.n_unreadable for each in counted)
+        # A file may have lines of both periods.
+        n_unreadable = sum((counted[0].unreadable | counted[1].unreadable).values())
     else:
         models = tally(folder, period, "model", SLOTS)
         n_unreadable = models.n_unreadable

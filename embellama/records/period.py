@@ -42,7 +42,7 @@ def last_days(days: float) -> Period:
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
     try:
         return Period(until - datetime.timedelta(days=days), until)
-    except OverflowError:
+    except (OverflowError, ValueError):  # too many, or nan
         raise ConfigError(f"days is {days:g}: there is no such day") from None
 
 

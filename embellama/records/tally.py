@@ -72,12 +72,17 @@ class Tally(NamedTuple):
 
     period: The time from the first line to the last, in `n_slots` equal parts.
     groups: In the order of their requests, most first; empty if there were none.
-    n_unreadable: Lines, of any time, that are torn or are no lines of a request log.
+    unreadable: Lines, of any time, that are torn or are no lines of a request log, counted by file.
     """
 
     period: Period
     groups: list[Group]
-    n_unreadable: int
+    unreadable: dict[str, int]
+
+    @property
+    def n_unreadable(self) -> int:
+        """All unreadable lines."""
+        return sum(self.unreadable.values())
 
 
 def tally(folder: str, period: Period, by: str = "", n_slots: int = 1) -> Tally:
@@ -102,25 +107,26 @@ def tally(folder: str, period: Period, by: str = "", n_slots: int = 1) -> Tally:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}") from None
     if not paths:
-        return Tally(period, [], 0)
+        return Tally(period, [], {})
     counted = _counted(folder, paths, period, by, _slot(has_lines, n_slots))
     readable = ~np.ma.getmaskarray(counted["name"])
-    n_unreadable = int(counted["n"][~readable].sum())
+    unreadable = dict(zip(counted["error"][~readable].tolist(), counted["n"][~readable].tolist(), strict=True))
     columns = {name: np.asarray(column[readable]) for name, column in counted.items()}
-    return Tally(has_lines, _groups(columns, n_slots) if len(columns["n"]) else [], n_unreadable)
+    return Tally(has_lines, _groups(columns, n_slots) if len(columns["n"]) else [], unreadable)
 
 
 _SQL = """
 WITH lines AS (
     SELECT *, coalesce(v = {version} AND time IS NOT NULL AND status IS NOT NULL AND total_ms >= 0
                        AND isfinite(total_ms), false) AS ok, status BETWEEN 200 AND 299 AS good
-    FROM read_json(?, columns = {{{columns}}}, format = 'newline_delimited', ignore_errors = true)
+    FROM read_json(?, columns = {{{columns}}}, format = 'newline_delimited', ignore_errors = true, filename = true)
 )
 SELECT
     CASE WHEN ok THEN {name} END AS name,
     CASE WHEN ok THEN {slot} END AS slot,
-    CASE WHEN ok AND NOT good
-         THEN coalesce(error, CASE status WHEN 0 THEN '{gone}' ELSE CAST(status AS VARCHAR) END) ELSE '' END AS error,
+    CASE WHEN NOT ok THEN filename
+         WHEN NOT good THEN coalesce(error, CASE status WHEN 0 THEN '{gone}' ELSE CAST(status AS VARCHAR) END)
+         ELSE '' END AS error,
     CASE WHEN ok AND good THEN CAST(ceil(ln(greatest(total_ms, {least})) / {bucket}) AS INTEGER) ELSE 0 END AS bucket,
     count(*) AS n,
     count_if(n_retries > 0) AS n_retries,
@@ -139,7 +145,10 @@ _COLUMNS |= dict.fromkeys(("n_retries", "n_texts", "n_tokens", "n_cached_tokens"
 
 
 def _counted(folder: str, paths: Sequence[Path], period: Period, by: str, slot: str) -> dict[str, Any]:
-    """Have DuckDB count; return its columns as arrays, `name` masked where lines could not be read."""
+    """Have DuckDB count; return its columns as arrays.
+
+    Where lines could not be read `name` is masked, and `error` is their file.
+    """
     since, until = (each.replace(tzinfo=None) for each in period)
     columns = {**_COLUMNS, **({by: "VARCHAR"} if by and by != "status" else {})}
     sql = _SQL.format(

@@ -29,9 +29,13 @@ def label_texts(labels: Sequence[str], template: str = "{label}") -> list[str]:
     """Return the text that stands for each label.
 
     Raises:
-        InvalidOption: There are fewer than two labels, one is empty or there twice, or `template` does not have
-            ``{label}`` in it.
+        InvalidOption: There are fewer than two labels, one is empty, no text or there twice, or `template` does not
+            have ``{label}`` in it.
     """
+    if isinstance(labels, str):
+        raise InvalidOption("labels", f"is {labels!r}; it must be a list of texts")
+    if others := [label for label in labels if not isinstance(label, str)]:
+        raise InvalidOption("labels", f"has {others[0]!r}, which is no text")
     if len(labels) < 2:
         raise InvalidOption("labels", f"has {len(labels)}: {', '.join(labels)!r}; there must be at least 2")
     for position, label in enumerate(labels):

@@ -11,6 +11,7 @@ the number of rows times the number of those kept.
 """
 
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -59,8 +60,8 @@ def near_duplicates(blocks: Iterable[Block], threshold: float, kept: KeptRows) -
     Raises:
         InvalidOption: `threshold` is not in its range.
     """
-    if not 0 < threshold <= 1:
-        raise InvalidOption("threshold", f"is {threshold}; it must be above 0 and at most 1")
+    if not (isinstance(threshold, Real) and 0 < threshold <= 1):
+        raise InvalidOption("threshold", f"is {threshold!r}; it must be above 0 and at most 1")
     return _found(blocks, threshold, kept)
 
 

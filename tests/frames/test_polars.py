@@ -245,6 +245,7 @@ def test_an_error_in_a_list_names_row_and_item(tiny_engine: EmbeddingEngine) -> 
         ({"dimension": 3}, InputError, "embed has no option of that name: .*'dimension'"),
         ({"template": "{a"}, InputError, "template is '{a'; its braces are not paired"),
         ({"template": "a"}, InputError, "template is 'a'; it names no field"),
+        ({"as_struct": "no"}, InvalidOption, "as_struct is 'no'; it must be True or False"),
         ({"template": "{a!r}"}, InputError, "it may have only names of fields"),
     ],
 )
@@ -265,6 +266,8 @@ def test_models_that_give_no_vectors_are_refused_before_anything_runs(tiny: Tiny
         embed("text", tiny("bert-reranker"))
     with pytest.raises(ConfigError, match="model is 3; it must be the path of a GGUF file"):
         embed("text", 3)
+    with pytest.raises(ConfigError, match=r"'http://a:1', which is no file: a server is given as remote\('http://a:1'"):
+        embed("text", "http://a:1")
 
 
 @pytest.mark.parametrize(
@@ -292,6 +295,26 @@ def test_several_columns_at_once(tiny_engine: EmbeddingEngine) -> None:
         found = frame.select(columns.embellama.embed(tiny_engine))  # type: ignore[attr-defined]
         check_same(found["a"], expected(tiny_engine, ["red", "green"]))
         check_same(found["b"], expected(tiny_engine, ["blue", None]))
+
+
+def test_lists_that_cannot_be_told_from_texts_are_refused(tiny_engine: EmbeddingEngine) -> None:
+    frame = pl.DataFrame({"a": [["red"]], "b": [["blue"]], "s": [[{"a": "red"}]]})
+    with pytest.raises(
+        InputError, match=r"column 'a' is large_list<.*>; of several columns at once none may have lists"
+    ):
+        frame.select(pl.col("a", "b").embellama.embed(tiny_engine))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"column 's' is large_list<.*>; a template is for structs"):
+        frame.select(embed("s", tiny_engine, template="{a}"))
+
+
+@pytest.mark.parametrize("context", ["select", "streaming"])
+def test_arrays_of_texts_become_lists_of_vectors(tiny_engine: EmbeddingEngine, context: str) -> None:
+    arrays = pl.Series("text", [["red", "green"], None, ["blue", None]], pl.Array(pl.String, 2)).to_frame()
+    found = CONTEXTS[context](arrays, embed("text", tiny_engine))
+    assert found.dtype == pl.List(pl.Array(pl.Float32, DIM))
+    assert found[1] is None
+    check_same(found[0], expected(tiny_engine, ["red", "green"]))
+    check_same(found[2], expected(tiny_engine, ["blue", None]))
 
 
 def test_elements_of_lists(tiny_engine: EmbeddingEngine) -> None:
@@ -424,6 +447,11 @@ def test_top_k_embeds_queries_that_are_texts(tiny_engine: EmbeddingEngine) -> No
     found = frame.select(best(["green", "red"], 1, model=tiny_engine))["v"].to_list()
     assert [matches[0]["row"] for matches in found] == [2, 0]
     assert frame.head(0).select(best("green", 1, model=tiny_engine))["v"].to_list() == [[]]
+    columns: list[Any] = [pl.Series(["green", "red"]), np.array(["green", "red"]), ("green", "red")]
+    for queries in (*columns, columns[0].to_arrow()):
+        assert frame.select(best(queries, 1, model=tiny_engine))["v"].to_list() == found
+    with pytest.raises(InvalidOption, match="queries has None at position 1, which is no text"):
+        best(["green", None], 1, model=tiny_engine)
     with pytest.raises(InvalidOption, match="model is missing: queries are texts"):
         best(["green"], 1)
     with pytest.raises(InvalidOption, match="queries are none"):
@@ -457,3 +485,7 @@ def test_near_duplicates_names_the_earlier_row(tiny_engine: EmbeddingEngine, tex
     assert all(texts[i] is not None for i in found["index"])
     with pytest.raises(InputError, match="threshold is 0; it must be above 0 and at most 1"):
         embellama.polars.near_duplicates(frame, "v", threshold=0)
+    with pytest.raises(InputError, match="threshold is 'high'; it must be above 0 and at most 1"):
+        embellama.polars.near_duplicates(frame, "v", threshold="high")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="frame is Series; it must be a DataFrame or a LazyFrame"):
+        embellama.polars.near_duplicates(frame["v"], "v", threshold=1)  # type: ignore[arg-type]

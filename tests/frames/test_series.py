@@ -1,7 +1,9 @@
 """Columns of pandas, PyArrow and Polars, without expressions."""
 
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,27 @@ def test_lists_and_structs_come_in_any_column(tiny_engine: EmbeddingEngine) -> N
     assert len(embed(structs, tiny_engine, template="{a} {a}", dtype="int8").iloc[0]) == 32
 
 
+def test_lists_of_one_length_are_lists(tiny_engine: EmbeddingEngine) -> None:
+    column: Any = pa.array([["x", "x"], ["red", "green"], None, ["red", None]], pa.list_(pa.string(), 2))[1:]
+    found = embed(column, tiny_engine)
+    assert found.type == pa.large_list(pa.list_(pa.float32(), 32))
+    assert [row and [item is None for item in row] for row in found.to_pylist()] == [
+        [False, False],
+        None,
+        [False, True],
+    ]
+
+
+def test_a_column_of_objects_of_several_kinds_is_refused(tiny_engine: EmbeddingEngine) -> None:
+    with pytest.raises(InputError, match=r"column 'mixed' cannot be read as texts: .*int"):
+        embed(pd.Series(["red", 3], dtype=object, name="mixed"), tiny_engine)
+
+
+def test_a_column_without_a_name_has_none_in_errors(tiny_engine: EmbeddingEngine) -> None:
+    with pytest.raises(InputError, match="column '', row 1 of 2 given together: the text is empty"):
+        embed(pd.Series(["red", ""]), tiny_engine)
+
+
 @pytest.mark.parametrize("column", [["red"], "red", 3, np.array(["red"]), pl.DataFrame({"a": ["red"]})])
 def test_what_is_no_column_is_refused(tiny_engine: EmbeddingEngine, column: Any) -> None:
     with pytest.raises(InputError, match="no column of Polars, pandas or PyArrow"):
@@ -73,6 +96,33 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(missing: str, mod
     result = run(sys.executable, "-c", code, cwd=ROOT)
     assert result.returncode == 1
     assert "pip install 'embellama[polars]'" in result.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_ends_waiting_at_once_beside_polars(tiny_path: str) -> None:
+    code = f"""
+from concurrent.futures import Future
+import polars as pl
+from embellama.frames import embed
+from embellama.pool import Pool
+
+def never(*arguments, **options):
+    print("waiting", flush=True)
+    return Future()
+
+Pool.submit = never
+embed(pl.Series(["red"]), {tiny_path!r})
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.5)  # by now it waits
+        process.send_signal(signal.SIGINT)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert told.endswith("KeyboardInterrupt\n")
 
 
 def test_importing_embellama_imports_no_dataframes() -> None:

@@ -116,12 +116,21 @@ def test_torn_lines_are_told_beside_the_figures(log: Path) -> None:
     assert json.loads(stats("log", "--days", "2", "--json").stdout)["unreadable_lines"] == 1
 
 
+def test_a_log_of_nothing_but_foreign_lines_is_told(tmp_path: Path) -> None:
+    path = write_log(tmp_path, [], day=YESTERDAY)
+    path.write_text("not ours\n\nnor this\n")
+    result = stats(tmp_path, "--days", "2")
+    assert result.exit_code == 1
+    assert result.output.endswith("; lines that are torn, or are none of a request log, were left out: 2\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["missing"], "missing cannot be read: No such file or directory"),
         (["."], ". has no files of a request log"),
         (["log", "--days", "0.000001"], "log has no requests from 20"),
+        (["log", "--days", "nan"], "days is nan: there is no such day"),
         (["log", "--days", "1e18"], "days is 1e+18: there is no such day"),
         (["log", "--chart", "requests.gif"], "its name must end in .svg or .png"),
         (["log", "--compare", "minilm", "none"], "none: there are no requests of it from"),

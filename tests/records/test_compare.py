@@ -59,8 +59,10 @@ def test_periods_are_compared(tmp_path: Path) -> None:
     later = [
         msgspec.structs.replace(each, time=f"2025-03-21{each.time[10:]}") for each in traffic(4, "minilm", failing=0.1)
     ]
-    write_log(tmp_path, later, day="2025-03-21")
+    path = write_log(tmp_path, later, day="2025-03-21")
+    path.write_bytes(path.read_bytes() + b'{"v":1')
     found = compare(str(tmp_path), DAY, "2025-03-21")
+    assert found.unreadable_lines == 1  # though the file is read for both days
     assert verdicts(found)["success_rate"] == "differs"
     assert verdicts(found)["p50_ms"] == "noise"
     assert (found.a.name, found.b.name, found.a.requests, found.b.requests) == (DAY, "2025-03-21", 3000, 3000)

@@ -114,9 +114,12 @@ FOREIGN = [
 def test_lines_of_others_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write_log(tmp_path, [line(i) for i in range(3)])
     path.write_bytes(b"\n".join([*FOREIGN, b"", *path.read_bytes().split(b"\n"), *FOREIGN]))
+    other = write_log(tmp_path, [], process="f" * 16)
+    other.write_text("not ours\n")
     found = counted(tmp_path, "model")
     assert [group.n.sum() for group in found.groups] == [3]
-    assert found.n_unreadable == 2 * len(FOREIGN)
+    assert found.unreadable == {str(path): 2 * len(FOREIGN), str(other): 1}
+    assert found.n_unreadable == 2 * len(FOREIGN) + 1
 
 
 @settings(max_examples=25, deadline=None)

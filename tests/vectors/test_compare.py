@@ -1,6 +1,7 @@
 """Labels, and rows beside rows: known answers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +61,12 @@ def test_a_row_gets_the_label_that_it_is_most_like(n_rows: int) -> None:
         (["a"], "{label}", "labels has 1: 'a'; there must be at least 2"),
         (["a", " "], "{label}", "labels has an empty one, number 2 of 2"),
         (["a", "b", "a"], "{label}", "labels has 'a' twice"),
+        ("ab", "{label}", "labels is 'ab'; it must be a list of texts"),
+        (["a", 3], "{label}", "labels has 3, which is no text"),
         (["a", "b"], "about", "template is 'about'; it must have {label} in it"),
     ],
 )
-def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str], template: str, says: str) -> None:
+def test_labels_that_cannot_be_told_apart_are_refused(labels: Any, template: str, says: str) -> None:
     with pytest.raises(InvalidOption) as caught:
         label_texts(labels, template)
     assert str(caught.value) == says
