@@ -20,7 +20,7 @@ function make(node, given) {
 export function h(tag, ...given) {
   const [name, ...classes] = tag.split(".");
   const node = make(document.createElement(name), given);
-  node.classList.add(...classes);
+  if (classes.length) node.className = classes.join(" ");
   return node;
 }
 

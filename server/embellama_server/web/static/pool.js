@@ -94,7 +94,7 @@ export default function pool(section) {
     find("errors").replaceChildren(errors.length
       ? table("Last errors", ["time", "status#", "code", "path", "model", "request id"],
           errors.reverse().map((error) => [
-            new Date(1000 * error.time).toLocaleTimeString(), error.status, error.code,
+            h("time", new Date(1000 * error.time).toLocaleTimeString()), error.status, error.code,
             h("code", error.path), error.model || "–", h("code", error.request_id),
           ]))
       : h("p.muted", "None."));
