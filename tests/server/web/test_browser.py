@@ -99,11 +99,11 @@ def test_it_is_used_by_keys_alone_and_what_has_the_focus_keeps_it(shown: Server,
         expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name=PANELS[0].title)).to_be_focused()
-        for link in page.locator("nav [data-panel]").all()[1:]:
+        for link in page.locator("nav a[href^='#']").all()[1:]:
             link.press("Enter")
             expect(link).to_have_attribute("aria-current", "page")
             expect(page.get_by_role("main")).to_be_focused()
-        page.locator("nav [data-panel]").first.press("Enter")
+        page.locator("nav a[href^='#']").first.press("Enter")
         expect(page.get_by_role("main")).to_be_focused()
         region = page.get_by_role("region", name="Workers of tiny")
         region.focus()

@@ -2,7 +2,7 @@
 
 import { askKey, byId, errorNote, key } from "./lib.js";
 
-const links = [...document.querySelectorAll("nav [data-panel]")];
+const links = [...document.querySelectorAll('nav a[href^="#"]')];
 const names = links.map((link) => link.hash.slice(1));
 const panels = {};
 let current = null;
