@@ -38,7 +38,7 @@ PANELS = (
 KEYED_DOCS = Panel("docs", "API")
 
 # Of `docs`, which is there without the page too.
-DOCS_FILES = ("style.css",)
+DOCS_FILES = ("icon.svg", "style.css")
 
 
 def routes(state: ServerState) -> list[Route]:
