@@ -84,7 +84,6 @@ def page(model: str, root_path: str = "", has_page: bool = True) -> str:
     return html.render(
         "docs.html",
         base=f"{root_path}/",
-        current="docs",
         has_page=has_page,
         version=description["info"]["version"],
         about=description["info"]["description"],

@@ -34,13 +34,17 @@ PANELS = (
     Panel("bench", "Bench"),
 )
 
+# What /docs shows, where the browser's own request would have no key.
+KEYED_DOCS = Panel("docs", "API")
+
 # Of `docs`, which is there without the page too.
-DOCS_FILES = ("style.css",)
+DOCS_FILES = ("icon.svg", "style.css")
 
 
 def routes(state: ServerState) -> list[Route]:
     """Return the routes of the page and of its files."""
     root_path = state.config.root_path
+    has_keys = bool(state.config.keys_file)
 
     async def root(request: Request) -> Response:
         """Answer a browser with the page, and those who ask whether there is a server at all, as Ollama does."""
@@ -55,10 +59,9 @@ def routes(state: ServerState) -> list[Route]:
             "page.html",
             vary,
             base=base,
-            current="page",
             version=__version__,
-            panels=PANELS,
-            has_keys=bool(state.config.keys_file),
+            panels=(*PANELS, KEYED_DOCS) if has_keys else PANELS,
+            has_keys=has_keys,
         )
 
     return [

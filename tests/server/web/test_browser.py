@@ -99,11 +99,11 @@ def test_it_is_used_by_keys_alone_and_what_has_the_focus_keeps_it(shown: Server,
         expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name=PANELS[0].title)).to_be_focused()
-        for link in page.locator("nav [data-panel]").all()[1:]:
+        for link in page.locator("nav a[href^='#']").all()[1:]:
             link.press("Enter")
             expect(link).to_have_attribute("aria-current", "page")
             expect(page.get_by_role("main")).to_be_focused()
-        page.locator("nav [data-panel]").first.press("Enter")
+        page.locator("nav a[href^='#']").first.press("Enter")
         expect(page.get_by_role("main")).to_be_focused()
         region = page.get_by_role("region", name="Workers of tiny")
         region.focus()
@@ -112,6 +112,11 @@ def test_it_is_used_by_keys_alone_and_what_has_the_focus_keeps_it(shown: Server,
         httpx.post(f"{shown.url}/v1/embeddings", json={"model": "tiny", "input": "red red green green blue"})
         expect(misses).not_to_have_text(before)
         expect(region).to_be_focused()
+
+
+def test_a_phone_shows_every_panel_in_the_bar(shown: Server, open_page: OpenPage) -> None:
+    with open_page(shown, "/a/b/", width=390) as page:
+        assert page.get_by_role("navigation").evaluate("(bar) => bar.scrollWidth <= bar.clientWidth")
 
 
 def test_a_key_is_asked_for_once_and_kept_for_the_tab(guarded: Server, keys: Keys, open_page: OpenPage) -> None:
@@ -125,6 +130,9 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(guarded: Server, keys: Key
         page.get_by_label("Key", exact=True).fill(keys["free"])
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text("403: /admin/events is for keys with admin")
+        panel(page, "API")
+        expect(page.get_by_role("alert")).to_contain_text("403: /docs is for keys with admin")
+        panel(page, "Pool")
         page.get_by_role("button", name="Change key").click()
         page.get_by_label("Key", exact=True).fill(keys["operator"])
         page.get_by_role("button", name="Use this key").click()
@@ -135,6 +143,9 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(guarded: Server, keys: Key
         panel(page, "API")
         expect(page.get_by_role("heading", name="POST /v1/rerank")).to_be_visible()
         check_accessible(page)
+        page.reload()
+        panel(page, "API")
+        expect(page.get_by_role("heading", name="POST /v1/rerank")).to_be_visible()
         panel(page, "Pool")
         expect(page.get_by_text("1 of 1 workers ready, 1 model")).to_be_visible()
     with open_page(guarded) as page:  # another tab

@@ -1,5 +1,6 @@
 """The page at `/`, its files and its headers, without a browser."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ async def test_without_the_page_there_is_what_the_docs_need(state: ServerState) 
     async with client_of(state, page=False) as http:
         root = await http.get("/", headers=BROWSER)
         assert (root.text, root.headers.get("vary")) == ("embellama is running", None)
-        paths = (EVENTS, "/static/app.js", "/static/style.css")
-        assert [(await http.get(path)).status_code for path in paths] == [404, 404, 200]
+        paths = (EVENTS, "/static/app.js")
+        assert [(await http.get(path)).status_code for path in paths] == [404, 404]
         docs = (await http.get("/docs")).text
+        for path in re.findall('(?:href|src)="(/static/[^"]+)"', docs):
+            assert (await http.get(path)).status_code == 200, path
         assert 'href="/static/style.css"' in docs
         assert ">Page</a>" not in docs
     assert state.metrics.recent is None, "requests are counted for nobody"

@@ -219,6 +219,14 @@ def test_a_request_can_be_cancelled(server: Server, open_page: OpenPage) -> None
         embed(page, "A cat sleeps.")
 
 
+def test_fields_and_their_labels_stand_in_line(server: Server, open_page: OpenPage) -> None:
+    with open_page(server, PATH) as page:
+        page.get_by_label("Too long").select_option("tokens")
+        boxes = [field.bounding_box() for field in page.locator("#playground .form select, .form [type=number]").all()]
+        spans = {(box["y"], box["height"]) for box in boxes[:6] if box}
+        assert len(spans) == 1, spans
+
+
 def test_it_is_done_by_keys_alone(server: Server, open_page: OpenPage) -> None:
     with open_page(server, PATH) as page:
         page.locator("#playground textarea").focus()

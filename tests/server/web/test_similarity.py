@@ -110,6 +110,15 @@ def test_a_ranking_underlines_what_matched(server: Server, open_page: OpenPage, 
         check_accessible(page)
 
 
+def test_texts_whose_tokens_are_too_many_are_ranked_all_the_same(server: Server, open_page: OpenPage) -> None:
+    with open_page(server, PATH, told=("400",)) as page:
+        choose(page, "Query")
+        page.get_by_role("textbox", name="Query").fill("the kitten")
+        compare(page, "Query", "word " * 40_000, "cat " * 30_000, "The kitten naps.")
+        expect(page.locator("#similarity .answers bdi").first).to_have_text("The kitten naps.")
+        expect(page.get_by_text("Tokens were not compared: the request has 320026 characters")).to_be_visible()
+
+
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_a_map_lists_what_is_drawn_around(server: Server, open_page: OpenPage, width: int, scheme: str) -> None:
     with open_page(server, PATH, width=width, scheme=scheme) as page:

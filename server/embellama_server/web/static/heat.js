@@ -66,8 +66,9 @@ function drawing(texts, alike, order, side) {
   }));
   const labels = order.map((i, at) => {
     const middle = (at + 0.5) * side;
+    const raised = side < 20 && at % 2 ? size : 0; // two digits are as wide as a cell
     const name = svg("tspan", { "unicode-bidi": "isolate" }, short(texts[i], 19));
-    return [word(LEFT - 8, TOP + middle, "end", [name, ` ${i + 1}`]), word(LEFT + middle, TOP - 10, "middle", i + 1)];
+    return [word(LEFT - 8, TOP + middle, "end", [name, ` ${i + 1}`]), word(LEFT + middle, TOP - 10 - raised, "middle", i + 1)];
   });
   const end = TOP + texts.length * side;
   const scale = word(LEFT, end + 16, "start", `${least.toFixed(2)} is dark, 1 is bright.`);

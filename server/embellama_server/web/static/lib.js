@@ -20,7 +20,7 @@ function make(node, given) {
 export function h(tag, ...given) {
   const [name, ...classes] = tag.split(".");
   const node = make(document.createElement(name), given);
-  node.classList.add(...classes);
+  if (classes.length) node.className = classes.join(" ");
   return node;
 }
 
@@ -70,7 +70,9 @@ export async function api(path, { json, headers, ...options } = {}) {
       Object.assign(options, { method: "POST", body: JSON.stringify(json) });
       sent["content-type"] = "application/json";
     }
-    const answer = await fetch(new URL(path, BASE), { ...options, headers: sent });
+    const answer = await fetch(new URL(path, BASE), { ...options, headers: sent }).catch((error) => {
+      throw options.signal?.aborted ? error : new Error("The server does not answer");
+    });
     if (answer.ok) return answer;
     const text = await answer.text();
     let told = text || answer.statusText;
@@ -106,11 +108,11 @@ export async function events(path, signal, onEvent, onState) {
         onState(null);
         pause = 500;
       }
-      onState(new Error("The server ended the stream; asking again …"));
+      throw new Error("The server ended the stream");
     } catch (error) {
       if (signal.aborted) return;
       if (error.status && error.status < 500) return onState(error);
-      onState(error.status ? error : new Error("The server does not answer; asking again …"));
+      onState(error.status ? error : new Error(`${error.message}; asking again …`));
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
   }

@@ -23,7 +23,7 @@ function drawn(texts, { points, explained: [across, up] }) {
   const size = 1.1 * Math.max(...ends.map(([least, most], axis) => (most - least) * SHAPE[axis])) || 1;
   const corner = ends.map(([least, most], axis) => (least + most - size / SHAPE[axis]) / 2);
   // A line of no length, with round ends: zooming makes it no larger.
-  const dot = ([x, y], i) => svg("path", { d: `M${x} ${y}h0`, "data-i": i, opacity: 0.7, "vector-effect": "non-scaling-stroke" });
+  const dot = ([x, y], i) => svg("path", { d: `M${x} ${y}h0`, "data-i": i, "stroke-opacity": 0.7, "vector-effect": "non-scaling-stroke" });
   const dots = places.map(dot);
   const lasso = svg("polygon", { fill: "none", stroke: "currentColor", "stroke-width": 1, "vector-effect": "non-scaling-stroke" });
   const picture = svg("svg", { class: "plane", "stroke-linecap": "round", "stroke-width": 10, "aria-hidden": "true" }, dots, lasso);

@@ -18,10 +18,11 @@ export default function playground(section) {
   const language = choice("Language", ["curl", "Python", "JavaScript"]);
   const call = h("pre", { tabindex: 0, role: "region", "aria-label": "The call" });
 
+  const count = ({ value }) => (value ? Number(value) : undefined);
   const body = (given) => ({
     ...given,
-    truncate: limited.hidden ? tooLong.field.value || undefined : Number(limit.value),
-    dimensions: dimensions.value ? Number(dimensions.value) : undefined,
+    truncate: limited.hidden ? tooLong.field.value || undefined : count(limit),
+    dimensions: count(dimensions),
     output_dtype: dtype.field.selectedIndex ? dtype.field.value : undefined,
   });
   const fields = [tooLong, limited, h("label", "Dimensions", dimensions), dtype];

@@ -12,11 +12,11 @@ const state = (name, told = name) => h(`span.state.${COLOURS[name] ?? "warn"}`, 
 export default function pool(section) {
   const find = (name) => section.querySelector(`[data-${name}]`);
   const charts = {
-    requests: chart("Requests per second", "a second", [""], rounded),
-    texts: chart("Texts per second", "a second", [""], rounded),
-    latency: chart("Latency of good requests", "p50", ["p50", "p95", "p99"], ms, true),
+    Requests: chart("Requests per second", "a second", [""], rounded),
+    Texts: chart("Texts per second", "a second", [""], rounded),
+    Latency: chart("Latency of good requests", "p50", ["p50", "p95", "p99"], ms, true),
   };
-  for (const [name, { node }] of Object.entries(charts)) find(name).append(node);
+  find("charts").append(...Object.entries(charts).map(([name, { node }]) => card(name, node)));
   const minutes = find("minutes").parentElement;
   let [seconds, n_over, pids, stopped] = [[], 0, {}, null];
 
@@ -29,9 +29,9 @@ export default function pool(section) {
       const values = part.map(value).filter((each) => each != null);
       return values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null;
     });
-    charts.requests.update([means((second) => second[0])]);
-    charts.texts.update([means((second) => second[2])]);
-    charts.latency.update([0, 1, 2].map((i) => means((second) => second[3]?.[i])));
+    charts.Requests.update([means((second) => second[0])]);
+    charts.Texts.update([means((second) => second[2])]);
+    charts.Latency.update([0, 1, 2].map((i) => means((second) => second[3]?.[i])));
     if (minutes.open) drawMinutes();
   }
 
@@ -94,7 +94,7 @@ export default function pool(section) {
     find("errors").replaceChildren(errors.length
       ? table("Last errors", ["time", "status#", "code", "path", "model", "request id"],
           errors.reverse().map((error) => [
-            new Date(1000 * error.time).toLocaleTimeString(), error.status, error.code,
+            h("time", new Date(1000 * error.time).toLocaleTimeString()), error.status, error.code,
             h("code", error.path), error.model || "–", h("code", error.request_id),
           ]))
       : h("p.muted", "None."));

@@ -17,7 +17,11 @@ export async function ranking({ given, model, query, signal }) {
     const text = h("bdi.long", texts[index]);
     return { index, score, text, element: h("li", h("b", score.toFixed(4)), text) };
   });
-  const told = method === "cosine" ? await underline(ask, model, query, texts, items.slice(0, MATCHED)) : "Scored by a reranker.";
+  const first = items.slice(0, MATCHED);
+  const told = method !== "cosine" ? "Scored by a reranker." : await underline(ask, model, query, texts, first).catch((error) => {
+    signal.throwIfAborted();
+    return `Tokens were not compared: ${error.message}`; // the order is here all the same
+  });
   return {
     elements: [h("p.muted", told), h("ol.answers", items.map(({ element }) => element))],
     name: "ranking",
