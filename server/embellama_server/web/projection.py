@@ -83,7 +83,8 @@ def principal_plane(rows: NDArray[np.floating[Any]]) -> Plane:
         signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], 0))
         explained[: len(values)] = values.clip(0) / total
         points[:, : len(values)] = (centred @ vectors if dim <= n else vectors * np.sqrt(values.clip(0))) * signs
-    return Plane((points * scale).astype(np.float32), explained.astype(np.float32))
+    most = np.finfo(np.float32).max  # rows as long as numbers can be are longer than one along an axis
+    return Plane((points * scale).clip(-most, most).astype(np.float32), explained.astype(np.float32))
 
 
 class _Projection:

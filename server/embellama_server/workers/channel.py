@@ -171,16 +171,14 @@ class TaskReader:
         self._file = open(reader.fileno(), "rb", closefd=False)  # noqa: SIM115 - open as long as this is
 
     def next(self) -> Task | None:
-        """Wait for the next task; None when the worker is to stop. Raises EOFError when the server is gone."""
-        (n_bytes,) = _TASK_HEADER.unpack(self._read(_TASK_HEADER.size))
-        task: Task | None = pickle.loads(self._read(n_bytes))
-        return task
-
-    def _read(self, n_bytes: int) -> bytes:
+        """Wait for the next task; None when the worker is to stop, or the server is gone."""
+        header = self._file.read(_TASK_HEADER.size)
+        if len(header) < _TASK_HEADER.size:
+            return None
+        (n_bytes,) = _TASK_HEADER.unpack(header)
         data = self._file.read(n_bytes)
-        if len(data) < n_bytes:
-            raise EOFError
-        return data
+        task: Task | None = pickle.loads(data) if len(data) == n_bytes else None
+        return task
 
 
 class _Frames:
