@@ -42,25 +42,30 @@ def embed(
         ConfigError: A package is missing.
         ModelLoadError, ModelError, ServiceError: As the model has it.
     """
-    nw = extra("narwhals", "columns of dataframes", "polars")
     pa = extra("pyarrow", "columns of dataframes", "polars")
-    column: Any
-    if isinstance(series, pa.Array):  # narwhals knows only those in chunks
-        column, name = series, ""
-    else:
-        try:
-            wrapped = nw.from_native(series, series_only=True)
-        except TypeError:
-            raise InputError(f"series is {type(series).__name__}, no column of Polars, pandas or PyArrow") from None
-        name = "" if wrapped.name is None else str(wrapped.name)
-        try:
-            column = wrapped.to_arrow()
-        except pa.ArrowException as error:  # a column of objects of several kinds
-            raise InputError(f"column {name!r} cannot be read as texts: {error}") from None
+    # narwhals knows only those arrays that are in chunks.
+    wrapped = None if isinstance(series, pa.Array) else _wrapped(series)
+    name = "" if wrapped is None or wrapped.name is None else str(wrapped.name)
+    try:
+        column = series if wrapped is None else wrapped.to_arrow()
+    except pa.ArrowException as error:  # a column of objects of several kinds
+        raise InputError(f"column {name!r} cannot be read as texts: {error}") from None
     embedder = ColumnEmbedder(model_of(model), on_error=on_error, as_struct=as_struct, template=template, **options)
     made = embedder.embed(one_array(column), name)
-    if isinstance(series, pa.Array):
-        return made
+    return made if wrapped is None else _like(wrapped, series, name, made)
+
+
+def _wrapped(series: Any) -> Any:
+    """Return a column as narwhals knows it."""
+    try:
+        return extra("narwhals", "columns of dataframes", "polars").from_native(series, series_only=True)
+    except TypeError:
+        raise InputError(f"series is {type(series).__name__}, no column of Polars, pandas or PyArrow") from None
+
+
+def _like(wrapped: Any, series: Any, name: str, made: Any) -> Any:
+    """Return an Arrow array as a column of the library of `series`."""
+    pa = extra("pyarrow", "columns of dataframes", "polars")
     if wrapped.implementation.is_polars():
         return extra("polars", "columns of Polars", "polars").Series(name, made)
     if wrapped.implementation.is_pandas_like():

@@ -32,14 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # most clients have no way to close them
 ]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def freed() -> Iterator[None]:
-    """Free those clients before the tests of other modules, which would be blamed."""
-    yield
-    gc.collect()
-
-
 N_TEXTS = 16  # of the reference: enough to see an order, and quickly computed
 ADDRESS = "http://127.0.0.1:8000"
 SECTIONS = dict(
